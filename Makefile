@@ -1,0 +1,43 @@
+# Two commands on a fresh machine (Python 3.11, pip, make): `make demo` and `make test`; both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROMPT ?=
+
+.PHONY: setup demo test check format bench-shapes bench-mask-guidance shapes clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $(STAMP)
+
+demo: setup  ## make demo PROMPT="a red circle and a blue square"
+	$(BIN)/python examples/demo.py $(if $(PROMPT),--prompt "$(PROMPT)")
+
+test: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-shapes: setup
+	$(BIN)/python benchmarks/bench_shapes.py
+
+bench-mask-guidance: setup
+	$(BIN)/python benchmarks/bench_mask_guidance.py
+
+shapes: setup  ## train the small checkpoints again, from nothing; hours on a CPU
+	examples/shapes/train.sh $(BIN)
+
+clean:
+	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info

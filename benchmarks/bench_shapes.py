@@ -1,0 +1,137 @@
+"""Alignment and mask quality of the shipped small checkpoints on prompts that training never saw.
+
+    make bench-shapes
+
+Joint checkpoint and base get the same prompts, seeds, steps and guidance, and are read by the same exact evaluator.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from report import print_table, write_report
+from tqdm import tqdm
+
+import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
+from diffusers_jdm.data.shapes import ShapeClip, phrase, sample_clip
+from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
+
+
+METRICS = ("colour", "object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--joint", default="examples/shapes/joint")
+    parser.add_argument("--base", default="examples/shapes/base")
+    parser.add_argument("--n_prompts", type=int, default=200)
+    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--batch_size", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=11, help="names the held-out clips whose captions are the prompts")
+    return parser.parse_args()
+
+
+def generate(pipe, prompts: list[str], batch_size: int, num_inference_steps: int, **kwargs):
+    """Frames (N, F, H, W, 3) and soft masks (N, F, H, W) or None; sample i has generator seed i, whatever the batch."""
+    pipe.set_progress_bar_config(disable=True)
+    frames, masks = [], []
+    for start in tqdm(range(0, len(prompts), batch_size), desc=type(pipe).__name__):
+        batch = prompts[start : start + batch_size]
+        out = pipe(
+            batch,
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
+            output_type="np",
+            **kwargs,
+        )
+        frames.append(out.frames)
+        masks.append(getattr(out, "masks", None))
+    return np.concatenate(frames), None if masks[0] is None else np.concatenate(masks)
+
+
+def base_arguments(pipe) -> dict:
+    """What the parent class does not take from the checkpoint by itself."""
+    return {"max_sequence_length": pipe.transformer.config.max_text_seq_length}
+
+
+def named_kinds(clips: list[ShapeClip]) -> list[list[tuple[str, str]]]:
+    return [[obj.kind for obj in clip.objects] for clip in clips]
+
+
+def mean_scores(found: list, named: list) -> dict[str, float]:
+    rows = [score(objects, kinds) for objects, kinds in zip(found, named)]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def mean_mask_iou(found: list, named: list, masks: np.ndarray) -> float:
+    """Mean over videos of the IoU of the mask (>= 0.5) with the pixels of the objects that the prompt names."""
+    pixels = [named_pixels(objects, kinds, mask.shape) for objects, kinds, mask in zip(found, named, masks)]
+    return float(np.mean([mask_iou(mask >= 0.5, truth) for mask, truth in zip(masks, pixels)]))
+
+
+def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
+    """Figures of the joint checkpoint on the captions of these clips, and the same with shuffled prompts."""
+    named = named_kinds(clips)
+    frames, masks = generate(
+        pipe, [clip.caption for clip in clips], args.batch_size, args.num_inference_steps, return_masks=True
+    )
+    found = [find_objects(video) for video in frames]
+    first = [[kinds[0]] for kinds in named]
+    prompts = [phrase(clip.objects[0], with_motion=False) for clip in clips]
+    single_frames, single_masks = generate(
+        pipe, prompts, args.batch_size, args.num_inference_steps, return_masks=True
+    )
+    found_single = [find_objects(video) for video in single_frames]
+    joint = mean_scores(found, named) | {
+        "mask_iou": mean_mask_iou(found, named, masks),
+        "mask_iou_one_of_two": mean_mask_iou(found_single, first, single_masks),
+    }
+    null = mean_scores(found, named[1:] + named[:1]) | {
+        "mask_iou": mean_mask_iou(found, named, np.roll(masks, 1, axis=0)),
+        "mask_iou_one_of_two": mean_mask_iou(found_single, first, np.roll(single_masks, 1, axis=0)),
+    }
+    return joint, null
+
+
+def base_figures(pipe, clips: list[ShapeClip], args) -> dict:
+    frames, _ = generate(
+        pipe, [clip.caption for clip in clips], args.batch_size, args.num_inference_steps, **base_arguments(pipe)
+    )
+    return mean_scores([find_objects(video) for video in frames], named_kinds(clips))
+
+
+def ceiling_figures(clips: list[ShapeClip]) -> dict:
+    """The evaluator on rendered truth: what a perfect generator would score."""
+    found, named = [find_objects(clip.video / np.float32(255)) for clip in clips], named_kinds(clips)
+    masks = np.stack([clip.masks.any(0) for clip in clips])
+    first = np.stack([clip.masks[0] for clip in clips])
+    return mean_scores(found, named) | {
+        "mask_iou": mean_mask_iou(found, named, masks),
+        "mask_iou_one_of_two": mean_mask_iou(found, [[kinds[0]] for kinds in named], first),
+    }
+
+
+def main(args):
+    start = time.time()
+    joint_pipe = DiffusionPipeline.from_pretrained(args.joint)
+    base_pipe = DiffusionPipeline.from_pretrained(args.base)
+    rows, report = {}, {"n_prompts": args.n_prompts, "num_inference_steps": args.num_inference_steps}
+    for split in ("pairs", "unseen"):
+        clips = [sample_clip(args.seed, index, split) for index in range(args.n_prompts)]
+        joint, null = joint_figures(joint_pipe, clips, args)
+        figures = {"joint": joint, "base": base_figures(base_pipe, clips, args), "null": null}
+        figures["ceiling"] = ceiling_figures(clips)
+        rows |= {f"{split}: {name}": row for name, row in figures.items()}
+        if split == "pairs":
+            report |= figures["joint"] | {name: figures[name] for name in ("base", "null", "ceiling")}
+        else:
+            report[split] = figures["joint"] | {name: figures[name] for name in ("base", "null", "ceiling")}
+    print_table(list(METRICS), rows)
+    path = write_report("shapes", report | {"seconds": time.time() - start})
+    print(f"{args.n_prompts} prompts a split, {args.num_inference_steps} steps; written to {path}")
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,39 @@
+"""What every benchmark writes: its figures, the versions, the commit and the machine, to outputs/bench/NAME.json."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+
+PACKAGES = ("diffusers-jdm", "diffusers", "transformers", "torch", "numpy")
+
+
+def git_commit() -> str:
+    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return result.stdout.strip() or "unknown"
+
+
+def write_report(name: str, figures: dict) -> Path:
+    report = figures | {
+        "versions": {package: version(package) for package in PACKAGES},
+        "commit": git_commit(),
+        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+    path = Path("outputs/bench") / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def print_table(columns: list[str], rows: dict[str, dict]) -> None:
+    """One row a name, one column a key; a figure that a row lacks prints as a dash."""
+    width = max(map(len, rows)) + 2
+    print(" " * width + "".join(f"{column:>22}" for column in columns))
+    for name, row in rows.items():
+        cells = ["-" if row.get(column) is None else f"{row[column]:.3f}" for column in columns]
+        print(f"{name:<{width}}" + "".join(f"{cell:>22}" for cell in cells))

@@ -1,0 +1,276 @@
+"""A base pipeline's folder or Hub repo to a joint checkpoint, without loading the models.
+
+Files are copied as they are; only the denoiser's shards that hold its input or output projection are written anew, one
+after the other, so memory never holds more than the largest of them. The result is laid out as a Hub repo that loads
+with and without this package (see docs on the Hub layout in hub.py).
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from diffusers_jdm.inflation import JOINT_CLASSES, PROJECTIONS, inflate_state_dict, joint_config
+
+
+class _Family(NamedTuple):
+    denoiser: str  # the component that is made joint
+    pipeline: str  # the joint pipeline's class
+    pipeline_module: str
+
+
+_FAMILIES = {
+    "CogVideoXPipeline": _Family("transformer", "CogVideoXJDMPipeline", "pipeline_cogvideox_jdm.py"),
+    "TextToVideoSDPipeline": _Family("unet", "ModelScopeJDMPipeline", "pipeline_modelscope_jdm.py"),
+}
+_MODEL_MODULES = {"transformer": "transformer_cogvideox_jdm.py", "unet": "unet_modelscope_jdm.py"}
+_LEGAL_FILES = (
+    "LICENSE*",
+    "NOTICE*",
+)  # the base's licence goes where its weights go; its README is not about our model
+
+# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
+_WEIGHTS = re.compile(r"[^.]+?(\.(?P<new>[^.]+?))?(-\d{5}-of-\d{5})?(\.(?P<old>[^.]+))?\.safetensors")
+# model.safetensors.index.json, model.safetensors.index.fp16.json, model.safetensors.fp16.index.json
+_WEIGHTS_INDEX = re.compile(r"[^.]+\.safetensors(\.(?P<old>[^.]+))?\.index(\.(?P<new>[^.]+))?\.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def convert(
+    base: str | os.PathLike, out: str | os.PathLike, *, variant: str | None = None, revision: str | None = None
+) -> Path:
+    """Makes the joint checkpoint `out` out of the text-to-video pipeline `base`. Returns `out`.
+
+    The new weights are zero: it gives the base's videos, and must be trained to give masks. Dtypes stay. `out` appears
+    whole or not at all.
+
+    Args:
+        base: a folder as `save_pretrained` writes it, or a Hub repo: CogVideoX-2B or -5B, or text-to-video-ms-1.7b.
+        out: the new folder; it may exist if it is empty.
+        variant: which of the base's weights to take, e.g. "fp16". Files keep their names, so load with the same
+            variant. As in diffusers, a component without that variant gives its plain weights.
+        revision: the Hub repo's branch, tag or commit.
+
+    Raises:
+        ValueError: `base` cannot be read or is not supported, or its weights are missing or not safetensors.
+        FileExistsError: `out` is there and not empty.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already and is not empty; name a new folder to write to.")
+    folder = _base_folder(base, variant, revision)
+    model_index, family, base_class, config = _read_base(folder, base)
+    files = {
+        name: list(_component_files(folder / name, variant))
+        for name, entry in model_index.items()
+        if isinstance(entry, list) and entry[0] is not None
+    }
+    if variant and not any(_variant_of(path) == variant for paths in files.values() for path in paths):
+        raise ValueError(f"{base} has no weights of variant {variant!r}; leave the variant out, or name one it has.")
+    weights = [path for path in files[family.denoiser] if path.suffix == ".safetensors"]
+    _check_weights(weights, base_class, config, folder / family.denoiser)
+
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")  # beside it: a rename cannot cross file systems
+    try:
+        partial.mkdir(parents=True)
+        total = sum(path.stat().st_size for paths in files.values() for path in paths)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=None) as progress:
+            for component, paths in files.items():
+                (partial / component).mkdir()
+                added_bytes = 0
+                for path in paths:
+                    target = partial / component / path.name
+                    if path in weights:
+                        added_bytes += _inflate_file(path, target)
+                    else:
+                        shutil.copyfile(path, target)
+                    progress.update(path.stat().st_size)
+                if component == family.denoiser:
+                    _finish_denoiser(partial / component, base_class, config, added_bytes)
+        _finish_root(partial, folder, model_index, family, base_class)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it after the rename
+    return out
+
+
+# 1. What the base is, before anything large is read
+
+
+def _base_folder(base: str | os.PathLike, variant: str | None, revision: str | None) -> Path:
+    """`base` itself if it is a folder, else its Hub snapshot with the weights that are asked for."""
+    if Path(base).is_dir():
+        return Path(base)
+    base = str(base)
+    try:
+        small = ["model_index.json", "*/config.json", *_LEGAL_FILES]
+        folder = Path(snapshot_download(base, revision=revision, allow_patterns=small))
+        _read_base(folder, base)  # an unsupported base must not cost a download of gigabytes
+        return Path(
+            diffusers.DiffusionPipeline.download(base, revision=revision, variant=variant, use_safetensors=True)
+        )
+    except _UnsupportedBase:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{base} is not a folder, and cannot be had from the Hub: {reason}") from error
+
+
+class _UnsupportedBase(ValueError):
+    """Tells what the base is from what the Hub's client says about it."""
+
+
+def _read_base(folder: Path, base: str | os.PathLike) -> tuple[dict[str, Any], _Family, str, dict[str, Any]]:
+    """model_index.json, its family, the denoiser's class, and the joint denoiser's config. Checks them all."""
+    if not (folder / "model_index.json").is_file():
+        raise _UnsupportedBase(f"{base} is not a diffusers pipeline: it has no model_index.json.")
+    model_index = _read_json(folder / "model_index.json")
+    pipeline = str(model_index.get("_class_name"))  # a list for a pipeline with code of its own
+    if pipeline in {family.pipeline for family in _FAMILIES.values()}:
+        raise _UnsupportedBase(f"{base} is a joint checkpoint already ({pipeline}): use it as it is.")
+    if pipeline not in _FAMILIES:
+        raise _UnsupportedBase(f"{base} is a {pipeline}, which is not supported: use one of {', '.join(_FAMILIES)}.")
+    family = _FAMILIES[pipeline]
+    config_path = folder / family.denoiser / "config.json"
+    if family.denoiser not in model_index or not config_path.is_file():
+        raise _UnsupportedBase(f"{base} has no {family.denoiser}/config.json, which a {pipeline} needs.")
+    config = _read_json(config_path)
+    base_class = config.get("_class_name", model_index[family.denoiser][1])
+    try:
+        return model_index, family, base_class, joint_config(base_class, config)
+    except ValueError as error:
+        raise _UnsupportedBase(f"{base}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _UnsupportedBase(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise _UnsupportedBase(f"{path} is not a JSON object.")
+    return content
+
+
+# 2. Which files make up the checkpoint
+
+
+def _variant_of(path: Path) -> str | None:
+    match = _WEIGHTS.fullmatch(path.name) or _WEIGHTS_INDEX.fullmatch(path.name)
+    return match and (match["new"] or match["old"])
+
+
+def _component_files(folder: Path, variant: str | None) -> Iterator[Path]:
+    """The component's configs, vocabularies and the chosen weights; no code, no pickles, no other variants.
+
+    Raises:
+        ValueError: the folder or its weights are missing, incomplete, pickled, or of other variants only.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing, though model_index.json names it.")
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    weights: dict[str | None, list[Path]] = {}
+    for path in paths:
+        if _WEIGHTS.fullmatch(path.name) or _WEIGHTS_INDEX.fullmatch(path.name):
+            weights.setdefault(_variant_of(path), []).append(path)
+        elif path.suffix in (".json", ".txt", ".model") and not re.search(r"\.(bin|h5|msgpack)\.", path.name):
+            yield path
+
+    chosen = weights.get(variant) or weights.get(None, [])
+    if not chosen and weights:
+        variants = ", ".join(sorted(map(str, weights)))
+        raise ValueError(f"{folder} has weights of these variants only: {variants}; name one of them as the variant.")
+    if not chosen and any(path.suffix in _PICKLES for path in paths):
+        raise ValueError(
+            f"{folder} has pickled weights only; load the base with diffusers and save it with `save_pretrained`, "
+            "which writes safetensors."
+        )
+    if not chosen and (folder / "config.json").is_file():  # schedulers and tokenizers have no config of this name
+        raise ValueError(f"{folder} has no weights; complete the download of the base.")
+    for path in chosen:
+        if path.suffix == ".json":
+            missing = set(_read_json(path).get("weight_map", {}).values()) - {other.name for other in chosen}
+            if missing:
+                raise ValueError(f"{folder} lacks {min(missing)}, which {path.name} names; complete the download.")
+    yield from chosen
+
+
+def _check_weights(paths: list[Path], base_class: str, config: dict[str, Any], folder: Path) -> None:
+    """Compares the shards' headers with the model that the config describes."""
+    channels = {"in_channels": config["in_channels"] // 2, "out_channels": config["out_channels"] // 2}
+    with torch.device("meta"):
+        expected = getattr(diffusers, base_class).from_config(config | channels).state_dict()
+    shapes = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as shard:
+                shapes |= {name: shard.get_slice(name).get_shape() for name in shard.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read as safetensors ({error}); download it again.") from error
+    for name, tensor in expected.items():
+        if shapes.get(name) != list(tensor.shape):
+            raise ValueError(
+                f"{folder}: the weights do not fit config.json: `{name}` should be {list(tensor.shape)} and is "
+                f"{shapes.get(name, 'missing')}."
+            )
+
+
+# 3. What is written anew
+
+
+def _inflate_file(source: Path, target: Path) -> int:
+    """Writes a shard with its projections grown, or copies one that has none. Returns by how many bytes it grew."""
+    with safe_open(source, framework="pt") as shard:
+        grown = [name for name in shard.keys() if name in PROJECTIONS]  # noqa: SIM118
+        if not grown:
+            shutil.copyfile(source, target)
+            return 0
+        tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+        added_bytes = sum(tensors[name].numel() * tensors[name].element_size() for name in grown)
+        save_file(inflate_state_dict(tensors), target, metadata=shard.metadata())
+        return added_bytes
+
+
+def _finish_denoiser(folder: Path, base_class: str, config: dict[str, Any], added_bytes: int) -> None:
+    """The joint config, the weight index's new size, and the model's code."""
+    joint_class = JOINT_CLASSES[base_class].__name__
+    old = _read_json(folder / "config.json")
+    private = {name: value for name, value in old.items() if name.startswith("_") and name != "_name_or_path"}
+    _write_json(folder / "config.json", private | {"_class_name": joint_class} | config)
+    for path in folder.iterdir():
+        if _WEIGHTS_INDEX.fullmatch(path.name):
+            index = _read_json(path)
+            if "total_size" in index.get("metadata", {}):
+                index["metadata"]["total_size"] += added_bytes
+            _write_json(path, index)
+    source = Path(__file__).parent / "models" / _MODEL_MODULES[folder.name]
+    shutil.copyfile(source, folder / "diffusers_jdm.py")
+
+
+def _finish_root(partial: Path, folder: Path, model_index: dict[str, Any], family: _Family, base_class: str) -> None:
+    """model_index.json, the pipeline's code, and the base's licence."""
+    index = {name: value for name, value in model_index.items() if name != "_name_or_path"}
+    index["_class_name"] = family.pipeline
+    index[family.denoiser] = ["diffusers_jdm", JOINT_CLASSES[base_class].__name__]
+    _write_json(partial / "model_index.json", index)
+    shutil.copyfile(Path(__file__).parent / "pipelines" / family.pipeline_module, partial / family.pipeline_module)
+    for pattern in _LEGAL_FILES:
+        for path in folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, partial / path.name)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,217 @@
+"""The small world: videos of moving shapes with exact masks, captions and held-out splits.
+
+Everything is a pure function of `(seed, index)`, so that two runs see the same clips and nothing is stored.
+"""
+
+import zlib
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+
+COLOURS = {  # RGB in [0, 1]; six hues, 60 degrees apart, so that a hue names its colour without doubt
+    "red": (0.92, 0.12, 0.12),
+    "yellow": (0.92, 0.88, 0.10),
+    "green": (0.12, 0.78, 0.14),
+    "cyan": (0.10, 0.86, 0.88),
+    "blue": (0.12, 0.20, 0.92),
+    "purple": (0.86, 0.14, 0.88),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+MOTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
+STILL = "standing still"
+
+UNSEEN_KINDS = (("red", "cross"), ("green", "circle"), ("blue", "triangle"), ("yellow", "square"))
+"""Colour × shape pairs that no training clip holds: the split `"unseen"`."""
+KINDS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in UNSEEN_KINDS)
+
+TEMPLATES = {  # by number of objects
+    1: ("{}", "a video of {}", "there is {}"),
+    2: ("{} and {}", "{} with {}", "{} next to {}", "a video of {} and {}", "there is {} and {}"),
+    3: ("{}, {} and {}", "a video of {}, {} and {}"),
+}
+HELD_OUT_TEMPLATES = {
+    1: ("there is a video of {}",),
+    2: ("a video of {} with {}", "there is {} next to {}"),
+    3: ("there is {}, {} and {}",),
+}
+SPLITS = ("train", "pairs", "unseen")
+
+
+@dataclass(frozen=True)
+class ShapeObject:
+    """One object: its words, its circumradius and the path of its centre, both in pixels; path: (F, 2) as (x, y)."""
+
+    colour: str
+    shape: str
+    motion: str
+    radius: float
+    path: np.ndarray
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.colour, self.shape
+
+
+@dataclass(frozen=True)
+class ShapeClip:
+    """video: uint8, (F, H, W, 3) · masks: bool, (N, F, H, W), one for each object · captions as a manifest has them."""
+
+    video: np.ndarray
+    masks: np.ndarray
+    objects: tuple[ShapeObject, ...]
+    caption: str
+    region_captions: tuple[str, ...]
+
+
+def is_held_out_pair(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether this unordered pair of kinds belongs to the split `"pairs"` (about one pair in three)."""
+    key = " ".join(sorted(" ".join(kind) for kind in (first, second)))
+    return zlib.crc32(key.encode()) % 3 == 0
+
+
+def allowed(kinds: list[tuple[str, str]], split: str) -> bool:
+    """Whether objects of these kinds may stand together in a clip of the split. Colours are always distinct."""
+    if len({colour for colour, _ in kinds}) < len(kinds):
+        return False
+    held_out = any(is_held_out_pair(*pair) for pair in combinations(kinds, 2))
+    unseen = any(kind in UNSEEN_KINDS for kind in kinds)
+    if split == "train":
+        return not held_out and not unseen
+    if split == "pairs":
+        return held_out and not unseen
+    if split == "unseen":
+        return unseen
+    raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+
+
+def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Distance in pixels to the outline, negative inside; x, y relative to the shape's centre, y downwards."""
+    if shape == "circle":
+        return np.hypot(x, y) - 0.92 * radius
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.82 * radius
+    if shape == "triangle":  # equilateral, upright, centred on its centroid
+        inradius = 0.62 * radius
+        sides = np.maximum(0.8660254 * np.abs(x) - 0.5 * y, y)
+        return sides - inradius
+    if shape == "cross":
+        x, y = np.abs(x), np.abs(y)
+        arm, half = radius, 0.34 * radius
+        return np.minimum(np.maximum(x - arm, y - half), np.maximum(x - half, y - arm))
+    raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
+
+
+def coverage(shape: str, path: np.ndarray, radius: float, height: int, width: int) -> np.ndarray:
+    """How much of each pixel the shape covers: float in [0, 1], (F, H, W), for a path of centres (F, 2)."""
+    y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
+    x = x[None] - path[:, 0, None, None]
+    y = y[None] - path[:, 1, None, None]
+    return np.clip(0.5 - signed_distance(shape, x, y, radius), 0.0, 1.0)
+
+
+def phrase(obj: ShapeObject, with_motion: bool) -> str:
+    return f"a {obj.colour} {obj.shape} {obj.motion}" if with_motion else f"a {obj.colour} {obj.shape}"
+
+
+def full_caption(phrases: list[str], rng: np.random.Generator, split: str = "train") -> str:
+    """All phrases in one of the split's templates; the held-out splits use templates that training never sees."""
+    templates = (TEMPLATES if split == "train" else HELD_OUT_TEMPLATES)[len(phrases)]
+    return templates[rng.integers(len(templates))].format(*phrases)
+
+
+def sample_kinds(rng: np.random.Generator, split: str, num_objects: int) -> list[tuple[str, str]]:
+    pool = KINDS if split != "unseen" else tuple(KINDS) + UNSEEN_KINDS
+    while True:
+        kinds = [pool[i] for i in rng.choice(len(pool), num_objects, replace=False)]
+        if allowed(kinds, split):
+            return kinds
+
+
+def sample_path(
+    rng: np.random.Generator, motion: str, radius: float, num_frames: int, height: int, width: int
+) -> np.ndarray:
+    """A straight path inside the frame, (F, 2); a moving object covers a fifth to a quarter of the frame's width."""
+    direction = np.array(MOTIONS.get(motion, (0, 0)), np.float32)
+    travel = direction * rng.uniform(0.2, 0.26) * width
+    low = radius + 0.5 + np.maximum(-travel, 0)
+    high = np.array([width, height]) - radius - 0.5 - np.maximum(travel, 0)
+    steps = np.linspace(0, 1, num_frames)[:, None] if num_frames > 1 else np.zeros((1, 1))
+    return (rng.uniform(low, high) + steps * travel).astype(np.float32)
+
+
+def place_objects(
+    rng: np.random.Generator, kinds: list[tuple[str, str]], num_frames: int, height: int, width: int
+) -> tuple[ShapeObject, ...]:
+    """Objects of these kinds whose circumcircles stay at least two pixels apart in every frame."""
+    while True:
+        objects: list[ShapeObject] = []
+        for colour, shape in kinds:
+            for _ in range(50):
+                motion = (*MOTIONS, STILL)[rng.integers(len(MOTIONS) + 1)]
+                radius = rng.uniform(0.145, 0.18) * height
+                path = sample_path(rng, motion, radius, num_frames, height, width)
+                if all(np.hypot(*(path - o.path).T).min() > radius + o.radius + 2 for o in objects):
+                    objects.append(ShapeObject(colour, shape, motion, radius, path))
+                    break
+            else:
+                break
+        if len(objects) == len(kinds):
+            return tuple(objects)
+
+
+def render(
+    objects: tuple[ShapeObject, ...], background: np.ndarray, num_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paint the objects on a background (H, W, 3): video uint8 (F, H, W, 3) and exact masks bool (N, F, H, W)."""
+    height, width = background.shape[:2]
+    video = np.repeat(background[None].astype(np.float32), num_frames, axis=0)
+    masks = np.zeros((len(objects), num_frames, height, width), bool)
+    for mask, obj in zip(masks, objects):
+        alpha = coverage(obj.shape, obj.path, obj.radius, height, width)
+        video += alpha[..., None] * (np.array(COLOURS[obj.colour], np.float32) - video)
+        mask[:] = alpha >= 0.5
+    return (video * 255).round().astype(np.uint8), masks
+
+
+def sample_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Grey, plain or with a linear gradient: float in [0, 1], (H, W, 3)."""
+    start, end = rng.uniform(0.15, 0.85, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    ramp = (np.cos(angle) * x + np.sin(angle) * y) / 2.83 + 0.5
+    grey = start + (end - start) * 0.5 * ramp if rng.random() < 0.5 else np.full((height, width), start)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def sample_clip(
+    seed: int,
+    index: int,
+    split: str = "train",
+    num_objects: int | None = None,
+    num_frames: int = 9,
+    height: int = 48,
+    width: int = 48,
+) -> ShapeClip:
+    """The clip number `index` of a split.
+
+    Args:
+        seed (`int`), index (`int`): name the clip; the same pair gives the same clip on every machine.
+        split (`str`): `"train"`, `"pairs"` (pairs of objects and templates that training never sees) or `"unseen"`
+            (colour × shape pairs that training never sees).
+        num_objects (`int`, *optional*): 1 to 3; drawn when not given (held-out splits: 2).
+        num_frames, height, width (`int`): the size of the clip, in frames and pixels.
+    """
+    rng = np.random.default_rng([SPLITS.index(split) if split in SPLITS else 99, seed, index])
+    if num_objects is None:
+        num_objects = int(rng.choice(3, p=(0.15, 0.7, 0.15))) + 1 if split == "train" else 2
+    if not 1 <= num_objects <= 3:
+        raise ValueError(f"num_objects must be 1, 2 or 3, got {num_objects}")
+    kinds = sample_kinds(rng, split, num_objects)
+    objects = place_objects(rng, kinds, num_frames, height, width)
+    video, masks = render(objects, sample_background(rng, height, width), num_frames)
+    # A single frame shows no motion, so its caption must not claim any.
+    with_motion = num_frames > 1 and rng.random() < 0.5
+    region_captions = tuple(phrase(obj, with_motion) for obj in objects)
+    return ShapeClip(video, masks, objects, full_caption(list(region_captions), rng, split), region_captions)
