@@ -1,8 +1,9 @@
-"""The command line: exit codes, one line on stderr, and help that does not wait for torch."""
+"""The command line: exit codes, one line on stderr, and a module that imports nothing heavy."""
 
 import ast
 import inspect
 import json
+import signal
 import subprocess
 import sys
 
@@ -41,6 +42,22 @@ def test_interrupt_is_code_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_convert", interrupted)
     assert cli.main(["convert", "base", "joint"]) == 130
     assert capsys.readouterr().err == "diffusers-jdm: interrupted\n"
+
+
+def test_sigterm_leaves_nothing_half_written(cogvideox_base_folder, tmp_path, monkeypatch):
+    def terminated(*_, **__):
+        assert any(tmp_path.glob(".joint.partial-*"))  # it is under way
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("diffusers_jdm.convert.save_file", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["convert", str(cogvideox_base_folder), str(tmp_path / "joint")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [[], ["convert", "base"], ["no-such-verb"]])

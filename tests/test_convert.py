@@ -58,6 +58,7 @@ def test_cogvideox_layout(base, out):
     base.joinpath("LICENSE").write_text("the base's licence")
     base.joinpath("README.md").write_text("about the base")
     base.joinpath("transformer/modeling_code.py").write_text("raise SystemExit")
+    out.mkdir()  # an empty folder is filled
     assert convert(base, out) == out
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
         "LICENSE",
@@ -77,7 +78,6 @@ def test_cogvideox_layout(base, out):
     index = json.loads((out / "model_index.json").read_text())
     assert index["_class_name"] == "CogVideoXJDMPipeline"
     assert index["transformer"] == ["diffusers_jdm", "JDMTransformer3DModel"]
-    assert index["vae"] == ["diffusers", "AutoencoderKLCogVideoX"]
     config = json.loads((out / "transformer/config.json").read_text())
     assert (config["_class_name"], config["in_channels"], config["out_channels"]) == ("JDMTransformer3DModel", 8, 8)
     for copy, source in {
@@ -99,11 +99,9 @@ def test_modelscope_layout_and_tensors(modelscope_base_folder, out):
     index = json.loads((out / "model_index.json").read_text())
     assert index["_class_name"] == "ModelScopeJDMPipeline"
     assert index["unet"] == ["diffusers_jdm", "JDMUNet3DConditionModel"]
-    for copy, source in {
-        "pipeline_modelscope_jdm.py": "pipelines/pipeline_modelscope_jdm.py",
-        "unet/diffusers_jdm.py": "models/unet_modelscope_jdm.py",
-    }.items():
-        assert (out / copy).read_bytes() == (PACKAGE / source).read_bytes()
+    code = (PACKAGE / "pipelines/pipeline_modelscope_jdm.py", PACKAGE / "models/unet_modelscope_jdm.py")
+    assert (out / code[0].name).read_bytes() == code[0].read_bytes()
+    assert (out / "unet/diffusers_jdm.py").read_bytes() == code[1].read_bytes()
     expected = inflate(UNet3DConditionModel.from_pretrained(modelscope_base_folder, subfolder="unet"))
     assert_same_tensors(JDMUNet3DConditionModel.from_pretrained(out, subfolder="unet"), expected)
 
@@ -118,7 +116,7 @@ def test_the_checkpoint_loads_as_a_pipeline(family, request, out):
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_shards_are_rewritten_only_where_a_projection_is(variant, cogvideox_base, tmp_path, out):
     base = tmp_path / "base"
-    cogvideox_base.to(torch.float16).save_pretrained(base, variant=variant, max_shard_size="40KB")
+    cogvideox_base.to(torch.float16).save_pretrained(base, variant=variant, max_shard_size="16KB")
     convert(base, out, variant=variant)
 
     shards = sorted(path.name for path in (base / "transformer").glob("*.safetensors"))
@@ -175,8 +173,7 @@ def test_local_paths_of_the_base_are_not_carried_over(base, out):
     edit_json(base / "model_index.json", _name_or_path="somewhere/on/a/disk")
     edit_json(base / "transformer/config.json", _name_or_path="somewhere/on/a/disk")
     convert(base, out)
-    for name in ("model_index.json", "transformer/config.json"):
-        assert "_name_or_path" not in json.loads((out / name).read_text())
+    assert not any("on/a/disk" in path.read_text() for path in out.rglob("*.json"))
 
 
 def test_hub_repo_from_the_cache(base, out, tmp_path, monkeypatch):
@@ -200,12 +197,6 @@ def test_hub_repo_from_the_cache(base, out, tmp_path, monkeypatch):
 
 
 # The output folder
-
-
-def test_empty_output_folder_is_filled(base, out):
-    out.mkdir()
-    convert(base, out)
-    assert (out / "model_index.json").is_file()
 
 
 def test_output_that_exists_is_left_alone(base, out):

@@ -155,8 +155,8 @@ def test_automodel_loads_the_subfolder(repos, kind):
     root, expected = repos
     weights = expected[kind][0].components[DENOISERS[kind]].state_dict()
     for model in (
-        AutoModel.from_pretrained(root / kind, subfolder=DENOISERS[kind]),
-        AutoModel.from_pretrained(root / kind / DENOISERS[kind]),
+        AutoModel.from_pretrained(str(root / kind), subfolder=DENOISERS[kind]),  # takes no Path
+        AutoModel.from_pretrained(str(root / kind / DENOISERS[kind])),
     ):
         assert type(model) is MODELS[kind]
         assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
@@ -232,7 +232,7 @@ repo, island = root / "cogvideox", "pipeline_cogvideox_jdm"
 error("plain", lambda: DiffusionPipeline.from_pretrained(repo))
 error("no trust", lambda: DiffusionPipeline.from_pretrained(repo, custom_pipeline=island))
 error("trust alone", lambda: DiffusionPipeline.from_pretrained(repo, trust_remote_code=True))
-error("automodel", lambda: AutoModel.from_pretrained(repo, subfolder="transformer"))
+error("automodel", lambda: AutoModel.from_pretrained(str(repo), subfolder="transformer"))
 
 def load(folder, kind):
     pipe = DiffusionPipeline.from_pretrained(

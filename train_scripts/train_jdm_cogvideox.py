@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import CogVideoXDDIMScheduler, DiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -89,6 +91,14 @@ def rotary_embeddings(pipe, transformer, latents):
     frames, height, width = latents.shape[1], latents.shape[3], latents.shape[4]
     scale = pipe.vae_scale_factor_spatial
     return pipe._prepare_rotary_positional_embeddings(height * scale, width * scale, frames, latents.device)
+
+
+def attention_kernel(device):
+    """On a CPU the backward pass of the math kernel takes half the time of the fused one (measured, 108 tokens)."""
+    if device.type != "cpu":
+        return nullcontext()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def find_checkpoint(args):
@@ -173,7 +183,7 @@ def main(args):
                 timesteps = torch.randint(
                     scheduler.config.num_train_timesteps, (len(latents),), device=latents.device
                 )
-                with accelerator.autocast():
+                with accelerator.autocast(), attention_kernel(accelerator.device):
                     prediction = transformer(
                         hidden_states=add_joint_noise(scheduler, latents, noise, timesteps, is_fine),
                         encoder_hidden_states=prompt_embeds,

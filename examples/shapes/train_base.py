@@ -57,7 +57,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_dir", default="outputs/shapes", help="folder with vae/, text_encoder/, tokenizer/")
     parser.add_argument("--output_dir", default="outputs/shapes/base")
-    parser.add_argument("--num_frames_clips", type=int, default=40_000, help="single frames to encode")
+    parser.add_argument("--num_single_frames", type=int, default=40_000, help="single frames to encode")
     parser.add_argument("--num_clips", type=int, default=12_000, help="whole clips to encode")
     parser.add_argument("--frame_steps", type=int, default=5000)
     parser.add_argument("--max_train_steps", type=int, default=9000)
@@ -68,6 +68,7 @@ def parse_args():
     parser.add_argument("--caption_dropout", type=float, default=0.1)
     parser.add_argument("--ema_decay", type=float, default=0.998)
     parser.add_argument("--checkpointing_steps", type=int, default=500)
+    parser.add_argument("--validation_prompts", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -216,7 +217,7 @@ def main(args):
     tokenizer = T5Tokenizer.from_pretrained(model_dir / "tokenizer")
     scheduler = CogVideoXDDIMScheduler(**SCHEDULER_CONFIG)
     cache = model_dir / "latents"
-    frames = encode_clips(vae, 1, args.num_frames_clips, 1, cache / "frames.safetensors", chunk=128)
+    frames = encode_clips(vae, 1, args.num_single_frames, 1, cache / "frames.safetensors", chunk=128)
     clips = None
 
     transformer = CogVideoXTransformer3DModel(**TRANSFORMER_CONFIG)
@@ -267,7 +268,7 @@ def main(args):
             optimizer.zero_grad()
         ema.step(transformer.parameters())
         running.append(loss.item())
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 or step + 1 == args.max_train_steps:
             value, gap = swap_gap(transformer, scheduler, embedder, validation, args.seed)
             record = {"step": step + 1, "loss": round(np.mean(running), 5), "val_loss": round(value, 5), "swap_gap": round(gap, 5), "seconds": round(time.time() - start)}
             running = []
@@ -275,7 +276,7 @@ def main(args):
                 save_checkpoint(output_dir, transformer, ema, optimizers, step + 1)
                 ema.store(transformer.parameters())
                 ema.copy_to(transformer.parameters())
-                record |= sample_scores(pipe, "pairs", 9 if step >= args.frame_steps else 1, 48)
+                record |= sample_scores(pipe, "pairs", 9 if step >= args.frame_steps else 1, args.validation_prompts)
                 pipe.save_pretrained(output_dir / "pipeline")
                 ema.restore(transformer.parameters())
             progress.write(json.dumps(record))

@@ -156,7 +156,11 @@ def main(args):
             correct = torch.stack([logits[n].argmax(-1) == targets[n] for n in LABELS]).all(0)
             inside = labels[..., 0] != NONE
             accuracy = correct[inside].float().mean().item()
-            progress.write(json.dumps({"step": step + 1, "loss": loss.item(), "token_accuracy": accuracy}))
+            record = json.dumps({"step": step + 1, "loss": loss.item(), "token_accuracy": accuracy})
+            progress.write(record)
+            (output_dir / "text_encoder").mkdir(parents=True, exist_ok=True)
+            with open(output_dir / "text_encoder" / "log.jsonl", "a") as log:
+                log.write(record + "\n")
     encoder.eval().save_pretrained(output_dir / "text_encoder")
 
 

@@ -1,8 +1,8 @@
 """A base pipeline's folder or Hub repo to a joint checkpoint, without loading the models.
 
 Files are copied as they are; only the denoiser's shards that hold its input or output projection are written anew, one
-after the other, so memory never holds more than the largest of them. The result is laid out as a Hub repo that loads
-with and without this package (see docs on the Hub layout in hub.py).
+after the other, so memory never holds more than the largest of them. The result has the code islands beside its
+weights, so as a Hub repo it loads with and without this package.
 """
 
 import json

@@ -52,7 +52,7 @@ def export_repo(
         FileExistsError: if `folder` exists and is not empty.
         ValueError: if `pipe` is not one of the package's pipelines, or by [`write_card`].
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already and is not empty; name a new folder to export to.")
 
@@ -60,6 +60,8 @@ def export_repo(
         f".{folder.name}.partial-{os.getpid()}"
     )  # beside it: a rename cannot cross file systems
     try:
+        pipe.save_config(partial)
+        write_card(partial, **card)  # only to find out that something is wrong before gigabytes are written
         pipe.save_pretrained(partial, max_shard_size=max_shard_size)
         write_card(partial, **card)
         if fp16:
@@ -82,7 +84,7 @@ def export_repo(
 def write_card(
     folder: str | os.PathLike,
     *,
-    repo_id: str = "ORG/NAME",
+    repo_id: str | None = None,
     base_model: str | None = None,
     training: str | None = None,
     metrics: dict[str, float] | None = None,
@@ -91,7 +93,7 @@ def write_card(
 
     Args:
         folder: as `save_pretrained`, [`export_repo`] or `diffusers-jdm convert` writes it. No weights are read.
-        repo_id: the Hub repo that the card's commands load.
+        repo_id: the Hub repo that the card's commands load; without it they say "ORG/NAME".
         base_model: the Hub repo of the text-to-video model that was made joint. Decides the licence, too.
         training: what it was trained on and how, in Markdown. Without it the card says that nothing is recorded.
         metrics: measured figures by name. Without any the card says that nothing was measured.
@@ -127,7 +129,8 @@ def write_card(
             tags=["diffusers-jdm", "joint-distribution-modeling", "text-to-video", "video-segmentation"],
         ),
         template_path=str(files("diffusers_jdm") / "model_cards" / family.template),
-        repo_id=repo_id,
+        title=repo_id.split("/")[1] if repo_id else None,
+        repo_id=repo_id or "ORG/NAME",
         base_model=base_model,
         license_id=license_id,
         training=training,
