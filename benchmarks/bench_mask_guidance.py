@@ -1,6 +1,6 @@
 """Which guidance scale the mask wants: mask IoU and colour of the decoded mask at several scales, same videos.
 
-    make bench-mask-guidance
+make bench-mask-guidance
 """
 
 import argparse

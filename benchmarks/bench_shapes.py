@@ -18,7 +18,6 @@ import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint clas
 from diffusers_jdm.data.shapes import ShapeClip, phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
 
-
 METRICS = ("colour", "object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
 
 
@@ -80,9 +79,7 @@ def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
     found = [find_objects(video) for video in frames]
     first = [[kinds[0]] for kinds in named]
     prompts = [phrase(clip.objects[0], with_motion=False) for clip in clips]
-    single_frames, single_masks = generate(
-        pipe, prompts, args.batch_size, args.num_inference_steps, return_masks=True
-    )
+    single_frames, single_masks = generate(pipe, prompts, args.batch_size, args.num_inference_steps, return_masks=True)
     found_single = [find_objects(video) for video in single_frames]
     joint = mean_scores(found, named) | {
         "mask_iou": mean_mask_iou(found, named, masks),

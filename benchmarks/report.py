@@ -7,7 +7,6 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-
 PACKAGES = ("diffusers-jdm", "diffusers", "transformers", "torch", "numpy")
 
 

@@ -1,7 +1,7 @@
 """From a prompt to a video and its mask with the shipped small checkpoint, on a CPU, in a minute.
 
-    make demo
-    make demo PROMPT="a purple circle moving left and a green square"
+make demo
+make demo PROMPT="a purple circle moving left and a green square"
 """
 
 import argparse
@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 import diffusers_jdm
 from diffusers_jdm.evaluation.shapes_alignment import find_objects
 
-
 CHECKPOINT = Path(__file__).parent / "shapes" / "joint"
 PROMPTS = (
     "A red circle and a blue square",
@@ -32,7 +31,9 @@ SCALE = 4  # of the 48×48 video on the contact sheet and in the files
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=str(CHECKPOINT))
-    parser.add_argument("--prompt", action="append", help="instead of the built-in prompts; may be given several times")
+    parser.add_argument(
+        "--prompt", action="append", help="instead of the built-in prompts; may be given several times"
+    )
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scale", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -81,7 +82,9 @@ def main(args):
 
     for number, (prompt, video, mask) in enumerate(zip(prompts, out.frames, out.masks)):
         name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        print(f'\n"{prompt}"\n  read off the video: {describe(video)}; the mask covers {100 * (mask >= 0.5).mean():.0f} %')
+        print(
+            f'\n"{prompt}"\n  read off the video: {describe(video)}; the mask covers {100 * (mask >= 0.5).mean():.0f} %'
+        )
         for suffix in ("mp4", "gif"):
             path = output_dir / f"{number}-{name}.{suffix}"
             files = diffusers_jdm.export_overlay(video, mask, path, scale=SCALE)

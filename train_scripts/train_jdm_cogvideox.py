@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from tqdm.auto import tqdm
 from diffusers_jdm import CogVideoXJDMPipeline, JDMTransformer3DModel, inflate
 from diffusers_jdm.objective import joint_loss, prediction_target
 from diffusers_jdm.training.latents import LatentDataset
-
 
 logger = get_logger(__name__)
 
@@ -104,8 +104,18 @@ def attention_kernel(device):
 def find_checkpoint(args):
     if args.resume_from_checkpoint != "latest":
         return args.resume_from_checkpoint
-    checkpoints = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return str(checkpoints[-1]) if checkpoints else None
+    steps = [int(path.name.split("-")[1]) for path in Path(args.output_dir).glob("checkpoint-*") if not path.suffix]
+    return str(Path(args.output_dir) / f"checkpoint-{max(steps)}") if steps else None
+
+
+def save_checkpoint(accelerator, folder):
+    """Under another name first: a run that is killed meanwhile leaves no half checkpoint under the right one."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run with the same output_dir
+        partial.replace(folder)
 
 
 def main(args):
@@ -130,8 +140,20 @@ def main(args):
 
     # 2. Data and optimizer. accelerate steps a prepared schedule once a process, so its length counts processes.
     dataset = LatentDataset(args.data_dir, args.loss_weight, args.text_dropout, args.seed)
+    needed = args.train_batch_size * accelerator.num_processes
+    if len(dataset) < needed:
+        raise ValueError(
+            f"{args.data_dir} holds {len(dataset)} samples, fewer than the {needed} of one step over all processes: "
+            "lower --train_batch_size."
+        )
     loader = DataLoader(
-        dataset, args.train_batch_size, shuffle=True, drop_last=True, num_workers=args.dataloader_num_workers
+        dataset,
+        args.train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.dataloader_num_workers,
+        # Its own, so that accelerate keeps the processes' order in step by it, and not by the noise's generator.
+        generator=torch.Generator().manual_seed(args.seed),
     )
     optimizer = torch.optim.AdamW(
         transformer.parameters(),
@@ -179,10 +201,9 @@ def main(args):
                         max_sequence_length=accelerator.unwrap_model(transformer).config.max_text_seq_length,
                         device=accelerator.device,
                     )
+                    prompt_embeds = prompt_embeds.to(latents.dtype)
                 noise = torch.randn_like(latents)
-                timesteps = torch.randint(
-                    scheduler.config.num_train_timesteps, (len(latents),), device=latents.device
-                )
+                timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
                 with accelerator.autocast(), attention_kernel(accelerator.device):
                     prediction = transformer(
                         hidden_states=add_joint_noise(scheduler, latents, noise, timesteps, is_fine),
@@ -214,7 +235,7 @@ def main(args):
                     log.write(json.dumps(record) + "\n")
                 sums.zero_()
             if global_step % args.checkpointing_steps == 0:
-                accelerator.save_state(str(output_dir / f"checkpoint-{global_step}"))
+                save_checkpoint(accelerator, output_dir / f"checkpoint-{global_step}")
             if global_step >= args.max_train_steps:
                 break
 

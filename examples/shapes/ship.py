@@ -1,6 +1,6 @@
-"""Put the trained pipelines into the repo: fp16 safetensors, code islands, cards, and the logs of the training.
+"""Put the trained pipelines into the repo: safetensors (fp16, text encoder fp32), code islands, cards, and the logs of the training.
 
-    python examples/shapes/ship.py --model_dir outputs/shapes --output_dir examples/shapes
+python examples/shapes/ship.py --model_dir outputs/shapes --output_dir examples/shapes
 """
 
 import argparse

@@ -24,7 +24,6 @@ from transformers import T5EncoderModel, T5Tokenizer
 from diffusers_jdm.data.shapes import full_caption, phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, score
 
-
 TRANSFORMER_CONFIG = {
     "num_attention_heads": 6,
     "attention_head_dim": 32,
@@ -59,8 +58,8 @@ def parse_args():
     parser.add_argument("--output_dir", default="outputs/shapes/base")
     parser.add_argument("--num_single_frames", type=int, default=40_000, help="single frames to encode")
     parser.add_argument("--num_clips", type=int, default=12_000, help="whole clips to encode")
-    parser.add_argument("--frame_steps", type=int, default=5000)
-    parser.add_argument("--max_train_steps", type=int, default=9000)
+    parser.add_argument("--frame_steps", type=int, default=2000)
+    parser.add_argument("--max_train_steps", type=int, default=6500)
     parser.add_argument("--clip_probability", type=float, default=0.8, help="share of clip batches after frame_steps")
     parser.add_argument("--frame_batch_size", type=int, default=96)
     parser.add_argument("--clip_batch_size", type=int, default=48)
@@ -231,7 +230,10 @@ def main(args):
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         step = state["step"]
-    base_rates = [optimizer.param_groups[0].get("initial_lr", rate) for optimizer, rate in zip(optimizers, (args.learning_rate, args.learning_rate / 2))]
+    base_rates = [
+        optimizer.param_groups[0].get("initial_lr", rate)
+        for optimizer, rate in zip(optimizers, (args.learning_rate, args.learning_rate / 2))
+    ]
 
     def embedder(captions):
         return embed(tokenizer, text_encoder, captions, TRANSFORMER_CONFIG["max_text_seq_length"])
@@ -244,7 +246,7 @@ def main(args):
     output_dir.mkdir(parents=True, exist_ok=True)
     running, start = [], time.time()
     progress = tqdm(range(step, args.max_train_steps), initial=step, total=args.max_train_steps, desc="base")
-    for step in progress:  # noqa: B020
+    for step in progress:
         rng = np.random.default_rng([args.seed, step])
         use_clips = step >= args.frame_steps and rng.random() < args.clip_probability
         if use_clips and clips is None:
@@ -270,7 +272,13 @@ def main(args):
         running.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == args.max_train_steps:
             value, gap = swap_gap(transformer, scheduler, embedder, validation, args.seed)
-            record = {"step": step + 1, "loss": round(np.mean(running), 5), "val_loss": round(value, 5), "swap_gap": round(gap, 5), "seconds": round(time.time() - start)}
+            record = {
+                "step": step + 1,
+                "loss": round(np.mean(running), 5),
+                "val_loss": round(value, 5),
+                "swap_gap": round(gap, 5),
+                "seconds": round(time.time() - start),
+            }
             running = []
             if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
                 save_checkpoint(output_dir, transformer, ema, optimizers, step + 1)

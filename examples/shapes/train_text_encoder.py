@@ -21,7 +21,6 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, TEMPLATES, allowed, full_caption
 
-
 MAX_TEXT_TOKENS = 24
 NONE = -1  # a token outside every phrase, or a phrase without that attribute
 MOTION_WORDS = (*MOTIONS, STILL)
@@ -94,7 +93,9 @@ def token_labels(tokenizer, caption, phrases, attributes):
         position = start + len(text)
         first = len(tokenizer(caption[:start].rstrip(), add_special_tokens=False).input_ids) if start else 0
         last = len(tokenizer(caption[:position], add_special_tokens=False).input_ids)
-        row = [LABELS[name].index(value) if value is not None else NONE for name, value in zip(LABELS, (*values, index))]
+        row = [
+            LABELS[name].index(value) if value is not None else NONE for name, value in zip(LABELS, (*values, index))
+        ]
         labels[first:last] = row
     return labels
 
@@ -114,10 +115,15 @@ def sample_batch(tokenizer, rng, batch_size):
 def main(args):
     torch.manual_seed(args.seed)
     output_dir = Path(args.output_dir)
+    if (output_dir / "text_encoder" / "model.safetensors").exists():
+        print(f"{output_dir / 'text_encoder'} is trained already; remove it to train it anew.")
+        return
     rng = np.random.default_rng(args.seed)
     corpus = [sample_caption(rng)[0] for _ in range(3000)]
     # The words of all templates are known words; the held-out templates themselves are not in the corpus.
-    tokenizer = train_tokenizer(corpus + [t.replace("{}", "") for ts in TEMPLATES.values() for t in ts], output_dir / "tokenizer")
+    tokenizer = train_tokenizer(
+        corpus + [t.replace("{}", "") for ts in TEMPLATES.values() for t in ts], output_dir / "tokenizer"
+    )
     tokenizer.save_pretrained(output_dir / "tokenizer")
 
     encoder = T5EncoderModel(

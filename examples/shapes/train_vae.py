@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 from tqdm import tqdm
 
 from diffusers_jdm.data.shapes import sample_clip
-
 
 VAE_CONFIG = {
     "block_out_channels": (16, 32, 64),

@@ -101,6 +101,20 @@ def test_a_folder_without_latents_is_one_clear_line(cogvideox_base_folder, tmp_p
         train(cogvideox_base_folder, tmp_path, tmp_path / "out")
 
 
+def test_fewer_samples_than_a_batch_is_one_clear_line(cogvideox_base_folder, data_dir, tmp_path):
+    with pytest.raises(ValueError, match="8 samples, fewer than the 9"):
+        train(cogvideox_base_folder, data_dir, tmp_path / "out", "--train_batch_size", 9)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(cogvideox_base_folder, data_dir, tmp_path):
+    output_dir = tmp_path / "out"
+    train(cogvideox_base_folder, data_dir, output_dir, "--max_train_steps", 2, "--checkpointing_steps", 1)
+    (output_dir / "checkpoint-9.partial").mkdir()
+    arguments = ["--pretrained_model_name_or_path", "x", "--data_dir", "x", "--output_dir", str(output_dir)]
+    found = script.find_checkpoint(script.parse_args([*arguments, "--resume_from_checkpoint", "latest"]))
+    assert found == str(output_dir / "checkpoint-2")
+
+
 def test_the_null_mask_is_no_noise(data_dir):
     from diffusers import CogVideoXDDIMScheduler
 

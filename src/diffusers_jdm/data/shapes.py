@@ -9,7 +9,6 @@ from itertools import combinations
 
 import numpy as np
 
-
 COLOURS = {  # RGB in [0, 1]; six hues, 60 degrees apart, so that a hue names its colour without doubt
     "red": (0.92, 0.12, 0.12),
     "yellow": (0.92, 0.88, 0.10),
@@ -161,9 +160,7 @@ def place_objects(
             return tuple(objects)
 
 
-def render(
-    objects: tuple[ShapeObject, ...], background: np.ndarray, num_frames: int
-) -> tuple[np.ndarray, np.ndarray]:
+def render(objects: tuple[ShapeObject, ...], background: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Paint the objects on a background (H, W, 3): video uint8 (F, H, W, 3) and exact masks bool (N, F, H, W)."""
     height, width = background.shape[:2]
     video = np.repeat(background[None].astype(np.float32), num_frames, axis=0)

@@ -7,7 +7,6 @@ import numpy as np
 
 from ..data.shapes import COLOURS, MOTIONS, SHAPES, STILL, coverage
 
-
 MIN_SATURATION = 0.4  # max - min over RGB; backgrounds are grey, objects are above 0.6
 MIN_AREA = 0.012  # of the frame: a quarter of the smallest object that the world draws
 MIN_TRAVEL = 0.09  # of the frame's width: a moving object covers 0.2 or more, a still one 0

@@ -14,9 +14,6 @@ from ..objective import fine_probability
 from .region_sampling import join_captions, sample_subset
 
 
-INDEX_FILE = "index.jsonl"
-
-
 def subset_key(subset: tuple[int, ...]) -> str:
     return "-".join(map(str, subset))
 
