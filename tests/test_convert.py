@@ -62,6 +62,7 @@ def test_cogvideox_layout(base, out):
     assert convert(base, out) == out
     assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
         "LICENSE",
+        "README.md",
         "model_index.json",
         "pipeline_cogvideox_jdm.py",
         "scheduler/scheduler_config.json",
@@ -86,6 +87,7 @@ def test_cogvideox_layout(base, out):
         "vae/diffusion_pytorch_model.safetensors": base / "vae/diffusion_pytorch_model.safetensors",
     }.items():
         assert (out / copy).read_bytes() == source.read_bytes()
+    assert "about the base" not in out.joinpath("README.md").read_text()
 
 
 def test_cogvideox_tensors_are_those_of_inflate(base, out):

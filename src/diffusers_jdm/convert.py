@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from diffusers_jdm.hub import write_card
 from diffusers_jdm.inflation import JOINT_CLASSES, PROJECTIONS, inflate_state_dict, joint_config
 
 
@@ -34,10 +35,8 @@ _FAMILIES = {
     "TextToVideoSDPipeline": _Family("unet", "ModelScopeJDMPipeline", "pipeline_modelscope_jdm.py"),
 }
 _MODEL_MODULES = {"transformer": "transformer_cogvideox_jdm.py", "unet": "unet_modelscope_jdm.py"}
-_LEGAL_FILES = (
-    "LICENSE*",
-    "NOTICE*",
-)  # the base's licence goes where its weights go; its README is not about our model
+# The base's licence goes where its weights go; its README is not about our model.
+_LEGAL_FILES = ("LICENSE*", "NOTICE*")
 
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
 _WEIGHTS = re.compile(r"[^.]+?(\.(?P<new>[^.]+?))?(-\d{5}-of-\d{5})?(\.(?P<old>[^.]+))?\.safetensors")
@@ -98,6 +97,7 @@ def convert(
                 if component == family.denoiser:
                     _finish_denoiser(partial / component, base_class, config, added_bytes)
         _finish_root(partial, folder, model_index, family, base_class)
+        write_card(partial, base_model=None if Path(base).is_dir() else str(base))
         if out.exists():
             out.rmdir()
         os.replace(partial, out)

@@ -26,6 +26,9 @@ class JDMUNet3DConditionModel(UNet3DConditionModel):
         ValueError: `in_channels` or `out_channels` is odd, so it cannot hold two halves.
     """
 
+    # Read once and here: without the package, loading another repo puts its code into this module's file.
+    _source_code = Path(__file__).read_bytes()
+
     def register_to_config(self, **kwargs: Any) -> None:
         # Every way to build a model passes here before a weight is allocated. __init__ stays the parent's: one with
         # **kwargs would lose config keys.
@@ -45,7 +48,7 @@ class JDMUNet3DConditionModel(UNet3DConditionModel):
         """
         if not os.path.isfile(save_directory):  # a file: the parent raises
             os.makedirs(save_directory, exist_ok=True)
-            Path(save_directory, "diffusers_jdm.py").write_bytes(Path(__file__).read_bytes())
+            Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
