@@ -59,7 +59,7 @@ def parse_args():
     parser.add_argument("--num_single_frames", type=int, default=40_000, help="single frames to encode")
     parser.add_argument("--num_clips", type=int, default=12_000, help="whole clips to encode")
     parser.add_argument("--frame_steps", type=int, default=2000)
-    parser.add_argument("--max_train_steps", type=int, default=6500)
+    parser.add_argument("--max_train_steps", type=int, default=4500)
     parser.add_argument("--clip_probability", type=float, default=0.8, help="share of clip batches after frame_steps")
     parser.add_argument("--frame_batch_size", type=int, default=96)
     parser.add_argument("--clip_batch_size", type=int, default=48)

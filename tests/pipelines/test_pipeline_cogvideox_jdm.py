@@ -300,7 +300,7 @@ def test_lora_loads_scales_fuses_and_unloads(cogvideox_base, tmp_path):
         return pipeline(**CALL, generator=seeded(), **extra).frames
 
     for pipeline in (cogvideox_base, joint):
-        pipeline.load_lora_weights(tmp_path, adapter_name="style")
+        pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors", adapter_name="style")
         pipeline.set_adapters("style", 0.5)
     styled = run(joint)
     assert torch.equal(styled, run(cogvideox_base)) and not torch.equal(styled, plain)

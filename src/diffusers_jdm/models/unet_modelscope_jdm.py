@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import UNet3DConditionModel
+from diffusers.loaders import PeftAdapterMixin
 
 
-class JDMUNet3DConditionModel(UNet3DConditionModel):
+# PeftAdapterMixin: diffusers' 3D U-Net lacks it, and the pipeline's LoRA loader needs it.
+class JDMUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
     """Predicts the noise (or v) of a video and of its mask together, from both of them noised (Eq. 10 and 11).
 
     It is [`UNet3DConditionModel`] with `in_channels` and `out_channels` doubled and nothing else changed: video and
