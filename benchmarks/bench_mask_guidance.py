@@ -7,7 +7,7 @@ import argparse
 
 import numpy as np
 import torch
-from bench_shapes import generate, mean_mask_iou, mean_scores, named_kinds
+from bench_shapes import generate, mean_mask_iou, mean_scores, named_kinds, sampling
 from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
@@ -22,6 +22,7 @@ def parse_args():
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     parser.add_argument("--n_prompts", type=int, default=50, help="half name both objects, half one of two")
     parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video")
     parser.add_argument("--seed", type=int, default=12)
     return parser.parse_args()
 
@@ -43,7 +44,7 @@ def main(args):
         named[i], prompts[i] = named[i][:1], phrase(clips[i].objects[0], with_motion=False)
     rows = {}
     for scale in args.scales:
-        settings = {"num_inference_steps": args.num_inference_steps, "mask_guidance_scale": scale}
+        settings = sampling(args) | {"mask_guidance_scale": scale}
         frames, masks = generate(pipe, prompts, 25, return_masks=True, **settings)
         found = [find_objects(video) for video in frames]
         rows[f"scale {scale:g}"] = {

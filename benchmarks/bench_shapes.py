@@ -27,12 +27,13 @@ def parse_args():
     parser.add_argument("--base", default="examples/shapes/base")
     parser.add_argument("--n_prompts", type=int, default=200)
     parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video, the same for both")
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=11, help="names the held-out clips whose captions are the prompts")
     return parser.parse_args()
 
 
-def generate(pipe, prompts: list[str], batch_size: int, num_inference_steps: int, **kwargs):
+def generate(pipe, prompts: list[str], batch_size: int, **kwargs):
     """Frames (N, F, H, W, 3) and soft masks (N, F, H, W) or None; sample i has generator seed i, whatever the batch."""
     pipe.set_progress_bar_config(disable=True)
     frames, masks = [], []
@@ -40,7 +41,6 @@ def generate(pipe, prompts: list[str], batch_size: int, num_inference_steps: int
         batch = prompts[start : start + batch_size]
         out = pipe(
             batch,
-            num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
             output_type="np",
             **kwargs,
@@ -48,6 +48,10 @@ def generate(pipe, prompts: list[str], batch_size: int, num_inference_steps: int
         frames.append(out.frames)
         masks.append(getattr(out, "masks", None))
     return np.concatenate(frames), None if masks[0] is None else np.concatenate(masks)
+
+
+def sampling(args) -> dict:
+    return {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
 
 
 def base_arguments(pipe) -> dict:
@@ -74,12 +78,12 @@ def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
     """Figures of the joint checkpoint on the captions of these clips, and the same with shuffled prompts."""
     named = named_kinds(clips)
     frames, masks = generate(
-        pipe, [clip.caption for clip in clips], args.batch_size, args.num_inference_steps, return_masks=True
+        pipe, [clip.caption for clip in clips], args.batch_size, return_masks=True, **sampling(args)
     )
     found = [find_objects(video) for video in frames]
     first = [[kinds[0]] for kinds in named]
     prompts = [phrase(clip.objects[0], with_motion=False) for clip in clips]
-    single_frames, single_masks = generate(pipe, prompts, args.batch_size, args.num_inference_steps, return_masks=True)
+    single_frames, single_masks = generate(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
     found_single = [find_objects(video) for video in single_frames]
     joint = mean_scores(found, named) | {
         "mask_iou": mean_mask_iou(found, named, masks),
@@ -94,7 +98,7 @@ def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
 
 def base_figures(pipe, clips: list[ShapeClip], args) -> dict:
     frames, _ = generate(
-        pipe, [clip.caption for clip in clips], args.batch_size, args.num_inference_steps, **base_arguments(pipe)
+        pipe, [clip.caption for clip in clips], args.batch_size, **sampling(args), **base_arguments(pipe)
     )
     return mean_scores([find_objects(video) for video in frames], named_kinds(clips))
 
@@ -114,7 +118,7 @@ def main(args):
     start = time.time()
     joint_pipe = DiffusionPipeline.from_pretrained(args.joint)
     base_pipe = DiffusionPipeline.from_pretrained(args.base)
-    rows, report = {}, {"n_prompts": args.n_prompts, "num_inference_steps": args.num_inference_steps}
+    rows, report = {}, {"n_prompts": args.n_prompts} | sampling(args)
     for split in ("pairs", "unseen"):
         clips = [sample_clip(args.seed, index, split) for index in range(args.n_prompts)]
         joint, null = joint_figures(joint_pipe, clips, args)

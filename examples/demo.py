@@ -35,7 +35,7 @@ def parse_args():
         "--prompt", action="append", help="instead of the built-in prompts; may be given several times"
     )
     parser.add_argument("--num_inference_steps", type=int, default=50)
-    parser.add_argument("--guidance_scale", type=float, default=6.0)
+    parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="outputs/demo")
     return parser.parse_args()

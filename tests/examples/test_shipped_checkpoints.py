@@ -50,7 +50,9 @@ def test_the_code_beside_the_weights_is_the_package_s(joint):
 
 def test_the_joint_checkpoint_follows_its_prompts(joint):
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    out = joint(PROMPTS, num_inference_steps=25, generator=generators, return_masks=True, output_type="np")
+    out = joint(
+        PROMPTS, num_inference_steps=25, guidance_scale=3.0, generator=generators, return_masks=True, output_type="np"
+    )
     for video, mask, named in zip(out.frames, out.masks, NAMED):
         found = find_objects(video)
         assert score(found, named)["colour"] == 1.0
@@ -60,7 +62,7 @@ def test_the_joint_checkpoint_follows_its_prompts(joint):
 
 def test_a_prompt_that_names_one_object_gets_the_mask_of_that_one(joint):
     out = joint(
-        "a green square", num_inference_steps=25, generator=torch.Generator().manual_seed(3), return_masks=True,
+        "a green square", num_inference_steps=25, guidance_scale=3.0, generator=torch.Generator().manual_seed(3), return_masks=True,
         output_type="np",
     )  # fmt: skip
     named = [("green", "square")]
