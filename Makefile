@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?=
+export PROMPT
 
 .PHONY: setup demo test check format bench-shapes bench-mask-guidance shapes clean
 
@@ -15,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup  ## make demo PROMPT="a red circle and a blue square"
-	$(BIN)/python examples/demo.py $(if $(PROMPT),--prompt "$(PROMPT)")
+	$(BIN)/python examples/demo.py $(if $(PROMPT),--prompt "$$PROMPT")
 
 test: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -187,7 +187,7 @@ def main(args):
     progress = tqdm(
         total=args.max_train_steps, initial=global_step, desc="JDM", disable=not accelerator.is_local_main_process
     )
-    sums = torch.zeros(4)
+    sums = torch.zeros(5)
     while global_step < args.max_train_steps:
         dataset.set_epoch(global_step // steps_per_epoch)
         transformer.train()
@@ -219,15 +219,18 @@ def main(args):
                 optimizer.step()
                 lr_scheduler.step()
                 optimizer.zero_grad()
-            sums += torch.tensor([losses["loss"].item(), losses["video"].item(), losses["mask"].item(), 1.0])
+            fine = is_fine.float().mean().item()  # a batch without L_fine has no mask loss
+            parts = [losses["loss"].item(), losses["video"].item(), fine * losses["mask"].item()]
+            sums += torch.tensor([*parts, fine, 1.0])
             if not accelerator.sync_gradients:
                 continue
-            if ema:
+            if ema and not accelerator.optimizer_step_was_skipped:
                 ema.step(accelerator.unwrap_model(transformer).parameters())
             global_step += 1
             progress.update()
             if global_step % args.logging_steps == 0 and accelerator.is_main_process:
-                loss, video, mask = (sums[:3] / sums[3]).tolist()
+                loss, video = (sums[:2] / sums[4]).tolist()
+                mask = (sums[2] / sums[3].clamp(min=1e-8)).item()
                 record = {"step": global_step, "loss": loss, "loss/video": video, "loss/mask": mask}
                 record["lr"] = lr_scheduler.get_last_lr()[0]
                 progress.set_postfix(loss=f"{loss:.4f}", mask=f"{mask:.4f}")

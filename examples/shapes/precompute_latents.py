@@ -6,6 +6,7 @@ Finished shards are kept: run it again to continue.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +61,15 @@ def encode_shard(vae, seed, indices):
 def main(args):
     vae = AutoencoderKLCogVideoX.from_pretrained(Path(args.model_dir) / "vae").eval()
     output_dir = Path(args.output_dir)
-    for number in tqdm(range(args.num_clips // args.shard_size), desc="shards"):
+    for number in tqdm(range(math.ceil(args.num_clips / args.shard_size)), desc="shards"):
         if (output_dir / f"shard-{number:05d}.jsonl").exists():
             continue
         first = number * args.shard_size
-        write_shard(output_dir, number, encode_shard(vae, args.seed, range(first, first + args.shard_size)))
+        write_shard(
+            output_dir,
+            number,
+            encode_shard(vae, args.seed, range(first, min(first + args.shard_size, args.num_clips))),
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,6 @@ out=outputs/shapes
 "$bin/python" examples/shapes/precompute_latents.py --model_dir $out --output_dir $out/jdm_latents
 "$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2 train_scripts/train_jdm_cogvideox.py \
     --pretrained_model_name_or_path $out/base/pipeline --data_dir $out/jdm_latents --output_dir $out/joint \
-    --train_batch_size 48 --max_train_steps 2800 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
+    --train_batch_size 48 --max_train_steps 4200 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
     --loss_weight 0.5 --mixed_precision bf16 --use_ema --ema_decay 0.998 --resume_from_checkpoint latest
 "$bin/python" examples/shapes/ship.py --model_dir $out --output_dir examples/shapes

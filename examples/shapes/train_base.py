@@ -1,4 +1,4 @@
-"""Stage 2 of the small base: a CogVideoX text-to-video transformer, trained on full captions only (no masks).
+"""Stage 3 of the small base: a CogVideoX text-to-video transformer, trained on full captions only (no masks).
 
     python examples/shapes/train_base.py --model_dir outputs/shapes --output_dir outputs/shapes/base
 

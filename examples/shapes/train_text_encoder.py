@@ -1,4 +1,4 @@
-"""Stage 1 of the small base: a sentencepiece tokenizer and a T5 encoder that knows which words belong together.
+"""Stage 2 of the small base: a sentencepiece tokenizer and a T5 encoder that knows which words belong together.
 
     python examples/shapes/train_text_encoder.py --output_dir outputs/shapes
 

@@ -1,4 +1,4 @@
-"""Stage 0 of the small base: an `AutoencoderKLCogVideoX` for 9×48×48 clips, single frames first, then whole clips.
+"""Stage 1 of the small base: an `AutoencoderKLCogVideoX` for 9×48×48 clips, single frames first, then whole clips.
 
     python examples/shapes/train_vae.py --output_dir outputs/shapes/vae
 

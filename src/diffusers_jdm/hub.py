@@ -52,13 +52,17 @@ def export_repo(
         FileExistsError: if `folder` exists and is not empty.
         ValueError: if `pipe` is not one of the package's pipelines, or by [`write_card`].
     """
+    if type(pipe).__name__ not in ("CogVideoXJDMPipeline", "ModelScopeJDMPipeline"):  # by name: it may be a Hub repo's
+        raise ValueError(
+            f"`pipe` must be a CogVideoXJDMPipeline or a ModelScopeJDMPipeline, got a {type(pipe).__name__}; make a joint "
+            "checkpoint of a base with `diffusers-jdm convert`."
+        )
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already and is not empty; name a new folder to export to.")
 
-    partial = folder.with_name(
-        f".{folder.name}.partial-{os.getpid()}"
-    )  # beside it: a rename cannot cross file systems
+    # Beside it: a rename cannot cross file systems.
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         pipe.save_config(partial)
         write_card(partial, **card)  # only to find out that something is wrong before gigabytes are written

@@ -183,6 +183,9 @@ def test_mask_noise_leaves_the_users_generator_alone_and_differs_from_the_videos
 
     latents = torch.randn((2, *SHAPE[1:]), generator=seeded())
     noise = [torch.randn(1000, generator=g) for g in pipeline_cogvideox_jdm.mask_generators(latents)]
+    for same in (latents.half(), latents.bfloat16(), 14.6 * latents):  # another dtype, a scheduler's first sigma
+        generators = pipeline_cogvideox_jdm.mask_generators(same)
+        assert all(torch.equal(torch.randn(1000, generator=g), one) for g, one in zip(generators, noise))
     assert abs(torch.corrcoef(torch.stack(noise))[0, 1]) < 0.1
     assert not torch.equal(noise[0][:48], latents[0].flatten())
 
@@ -384,6 +387,8 @@ def test_offload(trained, offload):
         ({"latents": [0.0]}, "`latents` must be a torch.Tensor, got list"),
         ({"latents": torch.zeros(1, 3, 8, 2, 2)}, r"of shape \(1, 3, 4, 2, 2\), got \(1, 3, 8, 2, 2\)"),
         ({"latents": torch.full(SHAPE, float("nan"))}, "`latents` holds NaN or inf"),
+        ({"max_sequence_length": 8}, "must be encoded to 16 tokens, got 8"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 8, small_models.TEXT_DIM)}, "16 tokens, got 8"),
         ({"generator": [seeded(), seeded()]}, "list of generators of length 2"),
     ],
 )

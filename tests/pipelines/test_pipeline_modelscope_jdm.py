@@ -187,6 +187,9 @@ def test_mask_noise_leaves_the_users_generator_alone_and_differs_from_the_videos
 
     latents = torch.randn((2, *SHAPE[1:]), generator=seeded())
     noise = [torch.randn(1000, generator=g) for g in pipeline_modelscope_jdm.mask_generators(latents)]
+    for same in (latents.half(), latents.bfloat16(), 14.6 * latents):  # another dtype, a scheduler's first sigma
+        generators = pipeline_modelscope_jdm.mask_generators(same)
+        assert all(torch.equal(torch.randn(1000, generator=g), one) for g, one in zip(generators, noise))
     assert abs(torch.corrcoef(torch.stack(noise))[0, 1]) < 0.1
     assert not torch.equal(noise[0][:768], latents[0].flatten())
 

@@ -71,6 +71,12 @@ def test_shares_of_branches_and_dropped_text(data_dir):
     assert sum(not item["prompt"] for item in items) / 400 == pytest.approx(0.1, abs=0.05)
 
 
+@pytest.mark.parametrize("arguments", [{"weight": 1.5}, {"text_dropout": -0.1}])
+def test_probabilities_outside_0_and_1_are_errors(data_dir, arguments):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        LatentDataset(data_dir, **arguments)
+
+
 def test_a_folder_without_latents_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no latents"):
         LatentDataset(tmp_path)

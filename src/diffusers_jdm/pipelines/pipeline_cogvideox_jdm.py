@@ -57,12 +57,13 @@ def mask_generators(latents: torch.Tensor) -> list[torch.Generator]:
     """One generator a sample for the mask's noise, seeded by that sample's first video noise.
 
     Drawing from the user's generator would change the video (Eq. 10 wants independent noise, and the parent's frames
-    must come out). A hash of the noise follows whatever decided it: a seed, a list of generators, given `latents`.
+    must come out). A hash of the noise follows whatever decided it: a seed, a list of generators, given `latents`. Only
+    its signs are hashed: dtypes round the noise and schedulers scale it, and neither is to change the mask's.
 
     Args:
         latents: the initial video latents, (B, ...).
     """
-    digests = [hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes()).digest() for sample in latents]
+    digests = [hashlib.sha256((sample > 0).cpu().numpy().tobytes()).digest() for sample in latents]
     return [torch.Generator().manual_seed(int.from_bytes(digest[:4], "little")) for digest in digests]
 
 
@@ -296,6 +297,12 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             prompt_embeds,
             negative_prompt_embeds,
         )
+        text_length = max_sequence_length if prompt_embeds is None else len(prompt_embeds[0])
+        if text_length != config.max_text_seq_length and not config.use_rotary_positional_embeddings:
+            raise ValueError(
+                f"the prompt must be encoded to {config.max_text_seq_length} tokens, got {text_length}: this transformer's "
+                "positions fit its own `max_text_seq_length` only."
+            )
         batch_size = 1 if isinstance(prompt, str) else len(prompt_embeds if prompt is None else prompt)
         latent_channels = config.in_channels // 2
         if latents is not None:

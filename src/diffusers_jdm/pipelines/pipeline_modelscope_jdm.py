@@ -55,12 +55,13 @@ def mask_generators(latents: torch.Tensor) -> list[torch.Generator]:
     """One generator a sample for the mask's noise, seeded by that sample's first video noise.
 
     Drawing from the user's generator would change the video (Eq. 10 wants independent noise, and the parent's frames
-    must come out). A hash of the noise follows whatever decided it: a seed, a list of generators, given `latents`.
+    must come out). A hash of the noise follows whatever decided it: a seed, a list of generators, given `latents`. Only
+    its signs are hashed: dtypes round the noise and schedulers scale it, and neither is to change the mask's.
 
     Args:
         latents: the initial video latents, (B, ...).
     """
-    digests = [hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes()).digest() for sample in latents]
+    digests = [hashlib.sha256((sample > 0).cpu().numpy().tobytes()).digest() for sample in latents]
     return [torch.Generator().manual_seed(int.from_bytes(digest[:4], "little")) for digest in digests]
 
 
@@ -281,7 +282,8 @@ class ModelScopeJDMPipeline(
             output_type: "np", "pt", "pil" or "latent".
             return_dict: `False` for a tuple.
             callback, callback_steps: `callback(step, timestep, latents)`, every so many steps.
-            cross_attention_kwargs: for the U-Net; its "scale" is LoRA's.
+            cross_attention_kwargs: for the U-Net's attention; its "scale" is that of a LoRA of the text encoder only (the
+                3D U-Net ignores it: use `set_adapters` for both).
             clip_skip: how many of CLIP's last layers to leave out.
             callback_on_step_end: `callback(pipe, step, timestep, tensors)` after each step, returning tensors to
                 replace; setting `pipe._interrupt = True` ends the denoising.

@@ -10,7 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from ..objective import fine_probability
 from .region_sampling import join_captions, sample_subset
 
 
@@ -57,6 +56,9 @@ class LatentDataset(Dataset):
     """
 
     def __init__(self, data_dir: str | Path, weight: float = 1.0, text_dropout: float = 0.1, seed: int = 0):
+        for name, value in (("weight", weight), ("text_dropout", text_dropout)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value}")
         self.data_dir = Path(data_dir)
         index_files = sorted(self.data_dir.glob("shard-*.jsonl"))
         if not index_files:
@@ -83,7 +85,7 @@ class LatentDataset(Dataset):
         sample = self.samples[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
         video = self._read(sample["shard"], f"{sample['id']}.video").float()
-        is_fine = bool(rng.random() < fine_probability(self.weight).item())
+        is_fine = bool(rng.random() < self.weight)
         if is_fine:
             subset = sample_subset(rng, len(sample["region_captions"]))
             mask = self._read(sample["shard"], f"{sample['id']}.mask.{subset_key(subset)}").float()
