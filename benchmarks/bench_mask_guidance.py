@@ -7,7 +7,7 @@ import argparse
 
 import numpy as np
 import torch
-from bench_shapes import generate, mean_mask_iou, mean_scores, named_kinds, sampling
+from bench_shapes import generate, mask_ious, mean_scores, named_kinds, sampling
 from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
@@ -48,7 +48,7 @@ def main(args):
         frames, masks = generate(pipe, prompts, 25, return_masks=True, **settings)
         found = [find_objects(video) for video in frames]
         rows[f"scale {scale:g}"] = {
-            "mask_iou": mean_mask_iou(found, named, masks),
+            "mask_iou": mask_ious(found, named, masks).mean().item(),
             "undecided": float(np.mean((masks > 0.2) & (masks < 0.8))),
             "colourfulness": colourfulness(pipe, prompts[:25], **settings),
             "object": mean_scores(found, named)["object"],

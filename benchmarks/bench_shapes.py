@@ -15,10 +15,10 @@ from report import print_table, write_report
 from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
-from diffusers_jdm.data.shapes import ShapeClip, phrase, sample_clip
+from diffusers_jdm.data.shapes import UNSEEN_KINDS, ShapeClip, phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
 
-METRICS = ("colour", "object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
+METRICS = ("colour", "object", "unseen_object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
 
 
 def parse_args():
@@ -68,39 +68,63 @@ def mean_scores(found: list, named: list) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def mean_mask_iou(found: list, named: list, masks: np.ndarray) -> float:
-    """Mean over videos of the IoU of the mask (>= 0.5) with the pixels of the objects that the prompt names."""
+def mask_ious(found: list, named: list, masks: np.ndarray) -> np.ndarray:
+    """IoU of each video's mask (>= 0.5) with the pixels of the objects that its prompt names; 0 where none is there."""
     pixels = [named_pixels(objects, kinds, mask.shape) for objects, kinds, mask in zip(found, named, masks)]
-    return float(np.mean([mask_iou(mask >= 0.5, truth) for mask, truth in zip(masks, pixels)]))
+    return np.array([mask_iou(mask >= 0.5, truth) if truth.any() else 0.0 for mask, truth in zip(masks, pixels)])
+
+
+def unseen_object(found: list, named: list) -> float | None:
+    """Share of the named objects that appear, over the colour × shape pairs that training never saw."""
+    hits = [
+        kind in {o.kind for o in objects}
+        for objects, kinds in zip(found, named)
+        for kind in kinds
+        if kind in UNSEEN_KINDS
+    ]
+    return float(np.mean(hits)) if hits else None
+
+
+def beside_others(found: list, named: list, masks: np.ndarray) -> dict[str, float]:
+    """What a prompt of one object does in the videos that show others, too: IoU with the named one and with the rest."""
+    rows = []
+    for objects, kinds, mask in zip(found, named, masks):
+        others = [o.kind for o in objects if o.kind not in kinds]
+        if others and any(o.kind in kinds for o in objects):
+            pixels = [named_pixels(objects, which, mask.shape) for which in (kinds, others)]
+            rows.append([mask_iou(mask >= 0.5, truth) for truth in pixels])
+    named_iou, others_iou = np.mean(rows, axis=0).tolist() if rows else (None, None)
+    return {"share": len(rows) / len(found), "mask_iou_named": named_iou, "mask_iou_others": others_iou}
 
 
 def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
     """Figures of the joint checkpoint on the captions of these clips, and the same with shuffled prompts."""
     named = named_kinds(clips)
-    frames, masks = generate(
-        pipe, [clip.caption for clip in clips], args.batch_size, return_masks=True, **sampling(args)
-    )
+    prompts = [clip.caption for clip in clips]
+    frames, masks = generate(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
     found = [find_objects(video) for video in frames]
     first = [[kinds[0]] for kinds in named]
     prompts = [phrase(clip.objects[0], with_motion=False) for clip in clips]
     single_frames, single_masks = generate(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
     found_single = [find_objects(video) for video in single_frames]
     joint = mean_scores(found, named) | {
-        "mask_iou": mean_mask_iou(found, named, masks),
-        "mask_iou_one_of_two": mean_mask_iou(found_single, first, single_masks),
+        "unseen_object": unseen_object(found, named),
+        "mask_iou": mask_ious(found, named, masks).mean().item(),
+        "mask_iou_one_of_two": mask_ious(found_single, first, single_masks).mean().item(),
+        "one_of_two_beside_others": beside_others(found_single, first, single_masks),
     }
     null = mean_scores(found, named[1:] + named[:1]) | {
-        "mask_iou": mean_mask_iou(found, named, np.roll(masks, 1, axis=0)),
-        "mask_iou_one_of_two": mean_mask_iou(found_single, first, np.roll(single_masks, 1, axis=0)),
+        "mask_iou": mask_ious(found, named, np.roll(masks, 1, axis=0)).mean().item(),
+        "mask_iou_one_of_two": mask_ious(found_single, first, np.roll(single_masks, 1, axis=0)).mean().item(),
     }
     return joint, null
 
 
 def base_figures(pipe, clips: list[ShapeClip], args) -> dict:
-    frames, _ = generate(
-        pipe, [clip.caption for clip in clips], args.batch_size, **sampling(args), **base_arguments(pipe)
-    )
-    return mean_scores([find_objects(video) for video in frames], named_kinds(clips))
+    prompts, named = [clip.caption for clip in clips], named_kinds(clips)
+    frames, _ = generate(pipe, prompts, args.batch_size, **sampling(args), **base_arguments(pipe))
+    found = [find_objects(video) for video in frames]
+    return mean_scores(found, named) | {"unseen_object": unseen_object(found, named)}
 
 
 def ceiling_figures(clips: list[ShapeClip]) -> dict:
@@ -109,8 +133,9 @@ def ceiling_figures(clips: list[ShapeClip]) -> dict:
     masks = np.stack([clip.masks.any(0) for clip in clips])
     first = np.stack([clip.masks[0] for clip in clips])
     return mean_scores(found, named) | {
-        "mask_iou": mean_mask_iou(found, named, masks),
-        "mask_iou_one_of_two": mean_mask_iou(found, [[kinds[0]] for kinds in named], first),
+        "unseen_object": unseen_object(found, named),
+        "mask_iou": mask_ious(found, named, masks).mean().item(),
+        "mask_iou_one_of_two": mask_ious(found, [[kinds[0]] for kinds in named], first).mean().item(),
     }
 
 
@@ -124,6 +149,7 @@ def main(args):
         joint, null = joint_figures(joint_pipe, clips, args)
         figures = {"joint": joint, "base": base_figures(base_pipe, clips, args), "null": null}
         figures["ceiling"] = ceiling_figures(clips)
+        figures["joint"]["n_distinct_pairs"] = len({frozenset(kinds) for kinds in named_kinds(clips)})
         rows |= {f"{split}: {name}": row for name, row in figures.items()}
         if split == "pairs":
             report |= figures["joint"] | {name: figures[name] for name in ("base", "null", "ceiling")}

@@ -74,7 +74,8 @@ def figures(report, name):
     rows = {}
     for label, part in (("held-out pairs", report), ("unseen colour × shape", report["unseen"])):
         values = part if name == "joint" else part["base"]
-        rows |= {f"{key}, {label}": f"{values[key]:.3f}" for key in report["ceiling"] if values.get(key) is not None}
+        known = [key for key in report["ceiling"] if values.get(key) is not None]
+        rows |= {f"{key}, {label}": f"{values[key]:.3f} (ceiling {part['ceiling'][key]:.3f})" for key in known}
     return rows
 
 
