@@ -1,0 +1,56 @@
+"""The joint denoiser of video and mask on CogVideoX's architecture.
+
+This file is copied byte for byte into Hub repos, where it must load without our package: it imports torch and
+diffusers only.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers import CogVideoXTransformer3DModel
+
+
+class JDMTransformer3DModel(CogVideoXTransformer3DModel):
+    """Predicts the noise (or v) of a video and of its mask together, from both of them noised (Eq. 10 and 11).
+
+    It is [`CogVideoXTransformer3DModel`] with `in_channels` and `out_channels` doubled and nothing else changed: video and
+    mask latents, C channels each, are concatenated on dim 2 as [video | mask], and so is the prediction.
+
+        hidden = torch.cat([video, mask], dim=2)  # (B, F, 2C, H, W)
+        video, mask = model(hidden, ...).sample.chunk(2, dim=2)
+
+    `diffusers_jdm.inflate(base)` makes one out of a base model; a fresh one has random weights.
+
+    Raises:
+        ValueError: `in_channels` or `out_channels` is odd, so it cannot hold two halves.
+    """
+
+    # Read once and here: without the package, loading another repo puts its code into this module's file.
+    _source_code = Path(__file__).read_bytes()
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        # Every way to build a model passes here before a weight is allocated. __init__ stays the parent's: one with
+        # **kwargs would lose config keys.
+        for name in ("in_channels", "out_channels"):
+            channels = kwargs.get(name) or 0
+            if channels % 2:
+                raise ValueError(
+                    f"{type(self).__name__}: `{name}` must be even, half video and half mask, got {channels}; "
+                    "make a joint model out of a base with `diffusers_jdm.inflate`."
+                )
+        super().register_to_config(**kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves config.json and beside it this source file as diffusers_jdm.py, where diffusers' loader looks for it.
+
+        So a saved model loads without our package (`trust_remote_code=True`); `save_pretrained` writes no code.
+        """
+        if not os.path.isfile(save_directory):  # a file: the parent raises
+            os.makedirs(save_directory, exist_ok=True)
+            Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+# The library that model_index.json names: diffusers finds it in our package, or else in the repo's diffusers_jdm.py.
+JDMTransformer3DModel.__module__ = "diffusers_jdm"
