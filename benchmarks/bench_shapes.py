@@ -26,7 +26,7 @@ def parse_args():
     parser.add_argument("--joint", default="examples/shapes/joint")
     parser.add_argument("--base", default="examples/shapes/base")
     parser.add_argument("--n_prompts", type=int, default=200)
-    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video, the same for both")
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=11, help="names the held-out clips whose captions are the prompts")

@@ -34,7 +34,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 logger = logging.get_logger(__name__)
 
 # Guidance over-saturates the mask: at the video's scale it leaves white and black and decodes coloured.
-DEFAULT_MASK_GUIDANCE_SCALE = 1.5
+DEFAULT_MASK_GUIDANCE_SCALE = 3.0
 
 
 @dataclass

@@ -30,7 +30,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 # Guidance over-saturates the mask: at the video's scale it leaves white and black and decodes coloured.
-DEFAULT_MASK_GUIDANCE_SCALE = 1.5
+DEFAULT_MASK_GUIDANCE_SCALE = 3.0
 
 
 # Copied from pipeline_cogvideox_jdm.JDMPipelineOutput
