@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
+from ..objective import fine_probability
 from .region_sampling import join_captions, sample_subset
 
 
@@ -56,9 +57,8 @@ class LatentDataset(Dataset):
     """
 
     def __init__(self, data_dir: str | Path, weight: float = 1.0, text_dropout: float = 0.1, seed: int = 0):
-        for name, value in (("weight", weight), ("text_dropout", text_dropout)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        if not 0 <= text_dropout <= 1:
+            raise ValueError(f"text_dropout is a probability and must lie in [0, 1], got {text_dropout}")
         self.data_dir = Path(data_dir)
         index_files = sorted(self.data_dir.glob("shard-*.jsonl"))
         if not index_files:
@@ -67,7 +67,8 @@ class LatentDataset(Dataset):
         for index_file in index_files:
             shard = index_file.with_suffix(".safetensors").name
             self.samples += [json.loads(line) | {"shard": shard} for line in index_file.read_text().splitlines()]
-        self.weight, self.text_dropout, self.seed, self.epoch = weight, text_dropout, seed, 0
+        self.fine_probability = fine_probability(weight).item()  # the shards carry no CMI yet: w' is w
+        self.text_dropout, self.seed, self.epoch = text_dropout, seed, 0
         self._shards = {}
 
     def set_epoch(self, epoch: int) -> None:
@@ -85,7 +86,7 @@ class LatentDataset(Dataset):
         sample = self.samples[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
         video = self._read(sample["shard"], f"{sample['id']}.video").float()
-        is_fine = bool(rng.random() < self.weight)
+        is_fine = bool(rng.random() < self.fine_probability)
         if is_fine:
             subset = sample_subset(rng, len(sample["region_captions"]))
             mask = self._read(sample["shard"], f"{sample['id']}.mask.{subset_key(subset)}").float()
