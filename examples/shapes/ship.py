@@ -37,7 +37,7 @@ A text-to-video pipeline of `CogVideoXPipeline`, trained from nothing on full ca
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("examples/shapes/base")
-# 24 is the text length it was trained with; at a guidance scale of 3 its shapes are cleaner than at the default of 6
+# 24 is the text length it was trained with; a guidance scale of 3 does better than the default of 6
 output = pipe("a red circle and a blue square", max_sequence_length=24, guidance_scale=3.0)
 ```
 
