@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-mask-guidance shapes clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-gradient-checkpointing bench-resume bench-train shapes clean
 
 setup: $(STAMP)
 
@@ -32,8 +32,20 @@ format: setup
 bench-shapes: setup
 	$(BIN)/python benchmarks/bench_shapes.py
 
+bench-shapes-modelscope: setup
+	$(BIN)/python benchmarks/bench_shapes.py --family modelscope --batch_size 10
+
 bench-mask-guidance: setup
 	$(BIN)/python benchmarks/bench_mask_guidance.py
+
+bench-resume: setup  ## kill -9 at 20 random moments, then the same weights, bit for bit?
+	$(BIN)/python benchmarks/bench_resume.py
+
+bench-train: setup  ## what JDM costs over plain fine-tuning: time, memory, data wait
+	$(BIN)/python benchmarks/bench_train.py
+
+bench-gradient-checkpointing: setup
+	$(BIN)/python benchmarks/bench_gradient_checkpointing.py
 
 shapes: setup  ## train the small checkpoints again, from nothing; hours on a CPU
 	examples/shapes/train.sh $(BIN)

@@ -21,6 +21,7 @@ def parse_args():
     parser.add_argument("--joint", default="examples/shapes/joint")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     parser.add_argument("--n_prompts", type=int, default=50, help="half name both objects, half one of two")
+    parser.add_argument("--num_frames", type=int, default=9, help="of a video: what the checkpoint was trained on")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video")
     parser.add_argument("--seed", type=int, default=12)

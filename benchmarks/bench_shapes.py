@@ -1,8 +1,10 @@
 """Alignment and mask quality of the shipped small checkpoints on prompts that training never saw.
 
     make bench-shapes
+    make bench-shapes-modelscope
 
 Joint checkpoint and base get the same prompts, seeds, steps and guidance, and are read by the same exact evaluator.
+ModelScope's base is not shipped: name one with `--base` to have its figures, too.
 """
 
 import argparse
@@ -18,18 +20,35 @@ import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint clas
 from diffusers_jdm.data.shapes import UNSEEN_KINDS, ShapeClip, phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
 
+FAMILIES = {
+    "cogvideox": {
+        "joint": "examples/shapes/joint",
+        "base": "examples/shapes/base",
+        "num_frames": 9,
+        "report": "shapes",
+    },
+    "modelscope": {
+        "joint": "examples/shapes/joint_modelscope",
+        "base": None,
+        "num_frames": 5,
+        "report": "shapes_modelscope",
+    },
+}
 METRICS = ("colour", "object", "unseen_object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--joint", default="examples/shapes/joint")
-    parser.add_argument("--base", default="examples/shapes/base")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="cogvideox", help="decides the three below")
+    parser.add_argument("--joint", help="folder of a joint checkpoint; by default the shipped one")
+    parser.add_argument("--base", help="folder of its base; by default the shipped one, if there is one")
+    parser.add_argument("--num_frames", type=int, help="of a video; by default 9 or 5, what was trained")
     parser.add_argument("--n_prompts", type=int, default=200)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video, the same for both")
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=11, help="names the held-out clips whose captions are the prompts")
+    parser.set_defaults(**FAMILIES[parser.parse_known_args()[0].family])
     return parser.parse_args()
 
 
@@ -51,12 +70,13 @@ def generate(pipe, prompts: list[str], batch_size: int, **kwargs):
 
 
 def sampling(args) -> dict:
-    return {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    return {name: getattr(args, name) for name in ("num_frames", "num_inference_steps", "guidance_scale")}
 
 
 def base_arguments(pipe) -> dict:
-    """What the parent class does not take from the checkpoint by itself."""
-    return {"max_sequence_length": pipe.transformer.config.max_text_seq_length}
+    """What `CogVideoXPipeline` does not take from the checkpoint by itself."""
+    transformer = pipe.components.get("transformer")
+    return {"max_sequence_length": transformer.config.max_text_seq_length} if transformer else {}
 
 
 def named_kinds(clips: list[ShapeClip]) -> list[list[tuple[str, str]]]:
@@ -142,12 +162,12 @@ def ceiling_figures(clips: list[ShapeClip]) -> dict:
 def main(args):
     start = time.time()
     joint_pipe = DiffusionPipeline.from_pretrained(args.joint)
-    base_pipe = DiffusionPipeline.from_pretrained(args.base)
+    base_pipe = DiffusionPipeline.from_pretrained(args.base) if args.base else None
     rows, report = {}, {"n_prompts": args.n_prompts} | sampling(args)
     for split in ("pairs", "unseen"):
-        clips = [sample_clip(args.seed, index, split) for index in range(args.n_prompts)]
+        clips = [sample_clip(args.seed, i, split, num_frames=args.num_frames) for i in range(args.n_prompts)]
         joint, null = joint_figures(joint_pipe, clips, args)
-        figures = {"joint": joint, "base": base_figures(base_pipe, clips, args), "null": null}
+        figures = {"joint": joint, "base": base_figures(base_pipe, clips, args) if base_pipe else {}, "null": null}
         figures["ceiling"] = ceiling_figures(clips)
         figures["joint"]["n_distinct_pairs"] = len({frozenset(kinds) for kinds in named_kinds(clips)})
         rows |= {f"{split}: {name}": row for name, row in figures.items()}
@@ -156,7 +176,7 @@ def main(args):
         else:
             report[split] = figures["joint"] | {name: figures[name] for name in ("base", "null", "ceiling")}
     print_table(list(METRICS), rows)
-    path = write_report("shapes", report | {"seconds": time.time() - start})
+    path = write_report(args.report, report | {"seconds": time.time() - start})
     print(f"{args.n_prompts} prompts a split, {args.num_inference_steps} steps; written to {path}")
 
 

@@ -1,4 +1,4 @@
-"""From a prompt to a video and its mask with the shipped small checkpoint, on a CPU, in a minute.
+"""From a prompt to a video and its mask with the shipped small checkpoints, on a CPU, in a minute.
 
 make demo
 make demo PROMPT="a purple circle moving left and a green square"
@@ -8,6 +8,7 @@ import argparse
 import re
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw
 import diffusers_jdm
 from diffusers_jdm.evaluation.shapes_alignment import find_objects
 
-CHECKPOINT = Path(__file__).parent / "shapes" / "joint"
+SHAPES = Path(__file__).parent / "shapes"
 PROMPTS = (
     "A red circle and a blue square",
     "A yellow triangle moving right and a purple cross moving left",
@@ -28,27 +29,66 @@ PROMPTS = (
 SCALE = 4  # of the 48×48 video on the contact sheet and in the files
 
 
+class Model(NamedTuple):
+    name: str
+    checkpoint: Path
+    prompts: tuple[str, ...]
+    call: dict[str, Any]
+
+
+MODELS = (
+    Model("CogVideoX", SHAPES / "joint", PROMPTS, {"num_inference_steps": 50}),
+    # Each frame has latents of its own, so it costs more and was trained on shorter clips.
+    Model("ModelScope", SHAPES / "joint_modelscope", PROMPTS[:3], {"num_inference_steps": 25, "num_frames": 5}),
+)
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default=str(CHECKPOINT))
     parser.add_argument(
-        "--prompt", action="append", help="instead of the built-in prompts; may be given several times"
+        "--prompt", action="append", help="instead of the built-in prompts, for both; may be given several times"
     )
-    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--num_inference_steps", type=int, help="by default 50 for CogVideoX, 25 for ModelScope")
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", default="outputs/demo")
     return parser.parse_args()
 
 
-def contact_sheet(prompts, videos, masks, shown=(0, 4, 8)) -> Image.Image:
-    """A row a prompt: the prompt, then video, mask and overlay of three frames."""
-    size = videos.shape[2] * SCALE
-    row_height, width = size + 22, 3 * len(shown) * (size + 4)
-    sheet = Image.new("RGB", (width, row_height * len(prompts)), "white")
+def generate(pipe, prompts, args, call):
+    """Videos (N, F, H, W, 3) and masks (N, F, H, W), float in [0, 1]."""
+    if args.num_inference_steps:
+        call = call | {"num_inference_steps": args.num_inference_steps}
+    out = pipe(
+        list(prompts),
+        guidance_scale=args.guidance_scale,
+        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(len(prompts))],
+        return_masks=True,
+        output_type="np",
+        **call,
+    )
+    return out.frames, out.masks
+
+
+def write_files(folder, number, prompt, video, mask):
+    """Prints what there is to say of one video, and where it lies."""
+    print(f'\n"{prompt}"\n  read off the video: {describe(video)}; the mask covers {100 * (mask >= 0.5).mean():.0f} %')
+    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+    for suffix in ("mp4", "gif"):
+        files = diffusers_jdm.export_overlay(video, mask, folder / f"{number}-{name}.{suffix}", scale=SCALE)
+        print(f"  {' '.join(str(file) for file in files.values())}")
+
+
+def contact_sheet(rows) -> Image.Image:
+    """A row a video, of (title, video, mask): the title, then video, mask and overlay of its first, middle and last frame."""
+    size = rows[0][1].shape[1] * SCALE
+    row_height, columns = size + 22, 9
+    sheet = Image.new("RGB", (columns * (size + 4), row_height * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, (prompt, video, mask) in enumerate(zip(prompts, videos, masks)):
-        draw.text((4, row * row_height + 4), f"{prompt}    (video · mask · overlay, frames 1, 5, 9)", fill="black")
+    for row, (title, video, mask) in enumerate(rows):
+        shown = (0, len(video) // 2, len(video) - 1)
+        numbers = ", ".join(str(frame + 1) for frame in shown)
+        draw.text((4, row * row_height + 4), f"{title}    (video · mask · overlay, frames {numbers})", fill="black")
         gray = [Image.fromarray((frame * 255).round().astype(np.uint8)).convert("RGB") for frame in mask]
         color = [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in video]
         strips = (color, gray, diffusers_jdm.overlay(video, mask))
@@ -65,33 +105,21 @@ def describe(video) -> str:
 
 
 def main(args):
-    prompts = args.prompt or list(PROMPTS)
-    output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    start = time.time()
-
-    pipe = DiffusionPipeline.from_pretrained(args.checkpoint)
-    out = pipe(
-        prompts,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(len(prompts))],
-        return_masks=True,
-        output_type="np",
-    )
-
-    for number, (prompt, video, mask) in enumerate(zip(prompts, out.frames, out.masks)):
-        name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        print(
-            f'\n"{prompt}"\n  read off the video: {describe(video)}; the mask covers {100 * (mask >= 0.5).mean():.0f} %'
-        )
-        for suffix in ("mp4", "gif"):
-            path = output_dir / f"{number}-{name}.{suffix}"
-            files = diffusers_jdm.export_overlay(video, mask, path, scale=SCALE)
-            print(f"  {' '.join(str(file) for file in files.values())}")
+    output_dir, start, rows = Path(args.output_dir), time.time(), []
+    pipes = [DiffusionPipeline.from_pretrained(model.checkpoint) for model in MODELS]
+    for model, pipe in zip(MODELS, pipes):
+        prompts, folder = args.prompt or model.prompts, output_dir / model.name.lower()
+        videos, masks = generate(pipe, prompts, args, model.call)
+        print(f"\n{model.name}, {videos.shape[1]} frames")
+        for number, (prompt, video, mask) in enumerate(zip(prompts, videos, masks)):
+            write_files(folder, number, prompt, video, mask)
+            rows.append((f"{model.name}: {prompt}", video, mask))
     sheet = output_dir / "contact_sheet.png"
-    contact_sheet(prompts, out.frames, out.masks).save(sheet)
-    print(f"\n{len(prompts)} videos in {time.time() - start:.0f} s; all of them on one sheet: {sheet}")
+    contact_sheet(rows).save(sheet)
+    print(f"\n{len(rows)} videos in {time.time() - start:.0f} s, as mp4 and gif, each with its mask and an overlay:")
+    print(
+        *(f"  {output_dir / model.name.lower()}/" for model in MODELS), f"All of them on one sheet: {sheet}", sep="\n"
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,31 @@ import math
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
+from small_data import joint_backbone, perturb
 
-from diffusers_jdm.objective import fine_probability, joint_loss, prediction_target
+from diffusers_jdm.objective import add_joint_noise, fine_probability, joint_loss, prediction_target, video_loss
+from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
+from diffusers_jdm.training.latents import LatentSource
+from diffusers_jdm.training.step import compute_losses, encode, to_device
+
+
+def denoiser(backbone):
+    return perturb(getattr(backbone.pipe, backbone.component))
+
+
+def read_batch(backbone, source, objective, epochs):
+    """All samples of the source in these epochs, as the training loop sees them."""
+    dataset = RegionDataset(source, range(len(source.ids)), objective, seed=5)
+    samples = [dataset[epoch, index] for epoch in epochs for index in range(len(source.ids))]
+    return encode(backbone, to_device(collate(samples), torch.device("cpu")))
+
+
+def losses_of(backbone, model, batch, exact_two_pass=False):
+    return compute_losses(backbone, backbone.noise_scheduler(), model, batch, "jdm", exact_two_pass)
+
+
+def gradient(loss, model):
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(model.parameters()))])
 
 
 @pytest.mark.parametrize("channel_dim", [1, 2])
@@ -12,48 +35,143 @@ def test_loss_is_the_mean_over_the_channels_that_count(channel_dim):
     generator = torch.Generator().manual_seed(0)
     shape = [4, 3, 3, 5, 5]
     shape[channel_dim] = 8
-    prediction = torch.randn(shape, generator=generator)
-    target = torch.randn(shape, generator=generator)
-    everything = joint_loss(prediction, target, torch.ones(4, dtype=torch.bool), channel_dim)
-    assert torch.allclose(everything["loss"], torch.nn.functional.mse_loss(prediction, target))
-    video, video_target = (x.narrow(channel_dim, 0, 4) for x in (prediction, target))
-    nothing = joint_loss(prediction, target, torch.zeros(4, dtype=torch.bool), channel_dim)
-    assert torch.allclose(nothing["loss"], torch.nn.functional.mse_loss(video, video_target))
-    assert nothing["mask"] == 0
+    prediction, target = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    is_fine = torch.tensor([True, False, True, False])
+    losses = joint_loss(prediction, target, is_fine, channel_dim)
+    for i in range(4):
+        whole = [prediction[i], target[i]]
+        video, mask = ([x.narrow(channel_dim - 1, start, 4) for x in whole] for start in (0, 4))
+        error = torch.nn.functional.mse_loss
+        assert torch.allclose(losses["video"][i], error(*video)) and torch.allclose(losses["mask"][i], error(*mask))
+        assert torch.allclose(losses["per_sample"][i], error(*(whole if is_fine[i] else video)))
+    assert torch.allclose(losses["loss"], losses["per_sample"].mean())
+
+
+def test_weights_are_those_of_eq_13():
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(4, 1, 4, 3, 3, generator=generator) for _ in range(2))
+    weight = torch.tensor([0.3, 0.7, 0.9, 0.1])  # of two samples, each in L_fine and in L_diff
+    losses = joint_loss(prediction, target, torch.tensor([True, False, True, False]), weight=weight)
+    fine, diff = losses["per_sample"][::2], losses["per_sample"][1::2]
+    assert torch.allclose(losses["loss"], (0.3 * fine[0] + 0.7 * diff[0] + 0.9 * fine[1] + 0.1 * diff[1]) / 2)
 
 
 def test_no_gradient_reaches_the_mask_channels_of_l_diff():
     prediction = torch.randn(2, 1, 4, 3, 3, requires_grad=True)
     joint_loss(prediction, torch.zeros_like(prediction), torch.tensor([True, False]))["loss"].backward()
-    assert prediction.grad[0, :, 2:].abs().min() > 0
+    assert prediction.grad[0].abs().min() > 0 and prediction.grad[1, :, :2].abs().min() > 0
     assert torch.equal(prediction.grad[1, :, 2:], torch.zeros(1, 2, 3, 3))
 
 
-def test_drawing_the_branch_gives_the_gradient_of_the_weighted_sum():
-    """Over many draws of the branch, the gradient is that of (1 - w') L_diff + w' L_fine in two passes (Eq. 13)."""
-    generator = torch.Generator().manual_seed(1)
-    weight, count = 0.3, 4000
-    parameter = torch.randn(1, 4, 2, 2, generator=generator, requires_grad=True)  # a stand-in for the network
-    inputs, target = torch.randn(1, 4, 2, 2, generator=generator), torch.randn(1, 4, 2, 2, generator=generator)
-    null_inputs = torch.cat([inputs[:, :2], torch.zeros(1, 2, 2, 2)], dim=1)
-
-    def forward(network_input):
-        return parameter * network_input + parameter.mean()
-
-    two_pass = weight * (forward(inputs) - target).square().mean()
-    two_pass = two_pass + (1 - weight) * (forward(null_inputs) - target)[:, :2].square().mean()
-    expected = torch.autograd.grad(two_pass, parameter)[0]
-
-    is_fine = torch.rand(count, generator=generator) < weight
-    prediction = torch.where(is_fine[:, None, None, None, None], forward(inputs), forward(null_inputs))
-    one_pass = joint_loss(prediction, target.expand_as(prediction), is_fine)["loss"]
-    actual = torch.autograd.grad(one_pass, parameter)[0]
-    assert torch.allclose(actual, expected, atol=0.05 * expected.abs().max().item())
+def test_l_diff_teaches_the_model_nothing_about_the_mask(backbone, latents):
+    """Neither the mask's rows of the output projection nor, since the null mask is zero, its columns of the input."""
+    model = denoiser(backbone)
+    names = {"cogvideox": ("patch_embed.proj", "proj_out"), "modelscope": ("conv_in", "conv_out")}[backbone.family]
+    mask_in, mask_out = (model.get_submodule(name).weight for name in names)
+    for weight, learns in ((1.0, True), (0.0, False)):
+        batch = read_batch(backbone, latents, Objective(weight=weight, alpha=0.0), [0])
+        grads = torch.autograd.grad(losses_of(backbone, model, batch)["loss"], [mask_in, mask_out])
+        for grad in (grads[0].chunk(2, dim=1)[1], grads[1].chunk(2, dim=0)[1]):
+            assert bool(grad.any()) == learns
 
 
-def test_bf16_predictions_are_scored_in_fp32():
-    prediction = torch.randn(2, 1, 4, 3, 3).bfloat16()
-    assert joint_loss(prediction, prediction, torch.tensor([True, True]))["loss"].dtype == torch.float32
+# Eq. 13 in one pass and in two
+
+
+def test_one_pass_has_the_mean_gradient_of_two_passes(backbone, videos):
+    """The mean over the draw of the branch, written out: w' of what is drawn as L_fine, 1 - w' of what is as L_diff.
+
+    All that the draw of the branch does not decide (clip, objects, caption, noise, timestep) follows from the seed, so the
+    same samples are read with a branch that is certain. test_dataset.py shows that w' is the probability of L_fine.
+    """
+    model = denoiser(backbone)
+    two = read_batch(backbone, videos, Objective(alpha=1.5, exact_two_pass=True), [0])
+    share = two["fine_probability"]
+    assert share.unique().numel() > 2 and share.min() < 0.7  # the CMI of the regions has a say
+    expected = gradient(losses_of(backbone, model, two, exact_two_pass=True)["loss"], model)
+
+    fine = read_batch(backbone, videos, Objective(weight=1.0, alpha=0.0), [0])
+    diff = read_batch(backbone, videos, Objective(weight=0.0), [0])
+    assert fine["is_fine"].all() and not diff["is_fine"].any()
+    drawn = [losses_of(backbone, model, batch)["per_sample"] for batch in (fine, diff)]
+    mean_gradient = gradient((share * drawn[0] + (1 - share) * drawn[1]).mean(), model)
+    scale = expected.abs().max().item()
+    assert torch.allclose(mean_gradient, expected, atol=1e-5 * scale)
+    always_fine = gradient(losses_of(backbone, model, fine)["loss"], model)
+    assert not torch.allclose(always_fine, expected, atol=0.05 * scale)
+
+
+def bias(differences):
+    """|mean|² over what is to be expected of it if the true mean is zero: 1, give or take."""
+    mean = differences.mean(0)
+    variance = (differences - mean).square().sum() / (len(differences) - 1)
+    return (len(differences) * mean.square().sum() / variance).item()
+
+
+def test_drawn_branches_have_the_mean_gradient_of_two_passes(cogvideox_latents):
+    """The same with real draws: 12 batches of 32. Always drawing L_fine, for one, would be told from it at once."""
+    backbone, source = joint_backbone("cogvideox"), LatentSource(cogvideox_latents)
+    model, differences = denoiser(backbone), {"drawn": [], "always fine": []}
+    for number in range(12):
+        epochs = range(4 * number, 4 * number + 4)
+        two = read_batch(backbone, source, Objective(alpha=1.5, exact_two_pass=True), epochs)
+        expected = gradient(losses_of(backbone, model, two, exact_two_pass=True)["loss"], model)
+        for name, alpha in (("drawn", 1.5), ("always fine", 0.0)):
+            batch = read_batch(backbone, source, Objective(alpha=alpha), epochs)
+            differences[name].append(gradient(losses_of(backbone, model, batch)["loss"], model) - expected)
+    assert bias(torch.stack(differences["drawn"])) < 3
+    assert bias(torch.stack(differences["always fine"])) > 20
+
+
+# Precision, noise, targets
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_predictions_are_scored_in_fp32(dtype):
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randn(2, 3, 8, 16, 16, generator=generator).to(dtype)
+    target = torch.randn(2, 3, 8, 16, 16, generator=generator).to(dtype)
+    is_fine = torch.tensor([True, False])
+    losses, exact = (
+        joint_loss(p, t, is_fine) for p, t in ((prediction, target), (prediction.float(), target.float()))
+    )
+    assert all(torch.equal(losses[name], exact[name]) and losses[name].dtype == torch.float32 for name in exact)
+    assert losses["video"][0] != (prediction - target)[0, :, :4].square().mean()  # what half precision would give
+    assert torch.equal(video_loss(prediction, target)["loss"], video_loss(prediction.float(), target.float())["loss"])
+
+
+def test_video_and_mask_have_one_timestep_and_noise_of_their_own(backbone, latents):
+    """Eq. 10, read off what reaches the model."""
+    batch = read_batch(backbone, latents, Objective(alpha=0.0), range(8))
+    seen = {}
+
+    def model(*args, **kwargs):
+        noisy = args[0] if args else kwargs["hidden_states"]
+        seen.update(noisy=noisy, timesteps=args[1] if args else kwargs["timestep"])
+        return (torch.zeros_like(noisy),)
+
+    losses_of(backbone, model, batch)
+    assert seen["timesteps"].shape == (64,) and seen["timesteps"].unique().numel() > 40
+    alpha = backbone.noise_scheduler().alphas_cumprod[seen["timesteps"]].float().view(-1, 1, 1, 1, 1)
+    noisy = seen["noisy"].chunk(2, dim=backbone.channel_dim)
+    noise = [(x - alpha.sqrt() * batch[name]) / (1 - alpha).sqrt() for x, name in zip(noisy, ("video", "mask"))]
+    for part in noise:  # unit noise, so each part was noised as much as this timestep says
+        assert part.mean().abs() < 0.02 and part.std() == pytest.approx(1, abs=0.02)
+        assert part.flatten(1).std(1).sub(1).abs().max() < 0.3
+    correlation = torch.corrcoef(torch.stack([part.flatten() for part in noise]))[0, 1]
+    assert correlation.abs() < 0.04
+    assert torch.corrcoef(noise[0].flatten(1)).fill_diagonal_(0).abs().max() < 0.7  # and no two samples share theirs
+
+
+@pytest.mark.parametrize("channel_dim", [1, 2])
+def test_the_null_mask_is_no_noise(channel_dim):
+    latents, noise = torch.randn(2, 6, 6, 2, 2), torch.randn(2, 6, 6, 2, 2)
+    scheduler, timesteps = CogVideoXDDIMScheduler(), torch.tensor([500, 500])
+    noisy = add_joint_noise(scheduler, latents, noise, timesteps, torch.tensor([True, False]), channel_dim)
+    video, mask = noisy.chunk(2, dim=channel_dim)
+    everything = scheduler.add_noise(latents, noise, timesteps)
+    assert torch.equal(noisy[0], everything[0]) and torch.equal(video, everything.chunk(2, dim=channel_dim)[0])
+    assert torch.equal(mask[1], torch.zeros_like(mask[1]))
 
 
 def test_targets_follow_the_prediction_type():
@@ -69,6 +187,7 @@ def test_targets_follow_the_prediction_type():
     noisy = scheduler.add_noise(sample, noise, timesteps)
     # Oracle: v gives the sample back, x_0 = sqrt(a) x_t - sqrt(1 - a) v.
     assert torch.allclose(alpha.sqrt() * noisy - (1 - alpha).sqrt() * target, sample, atol=1e-5)
+    assert prediction_target(scheduler, sample.half(), noise.half(), timesteps).dtype == torch.float32
 
 
 def test_unknown_prediction_type():

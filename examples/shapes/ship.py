@@ -1,13 +1,16 @@
-"""Put the trained pipelines into the repo: fp16 safetensors, code islands, cards and logs.
+"""Put trained pipelines into the repo: fp16 safetensors, code islands, cards and logs.
 
-python examples/shapes/ship.py --model_dir outputs/shapes --output_dir examples/shapes
-python examples/shapes/ship.py --cards_only          # after `make bench-shapes`: its figures go into the card
+python examples/shapes/ship.py                       # CogVideoX: base/ and joint/
+python examples/shapes/ship.py --family modelscope   # ModelScope: joint_modelscope/
+python examples/shapes/ship.py --cards_only          # after `make bench-shapes`: its figures go into the cards
+python examples/shapes/ship.py --cards_only --family modelscope   # after `make bench-shapes-modelscope`
 """
 
 import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,8 +18,40 @@ from huggingface_hub import ModelCard
 
 from diffusers_jdm import write_card
 
+
+class Family(NamedTuple):
+    model_dir: str
+    report: str
+    pipelines: dict[str, str]  # folder in the repo: folder in model_dir
+    joint: str  # which of them is the joint one
+    logs: str  # what the names of its logs begin with
+    frames: int
+    call: str  # what its pipeline has to be told
+
+
+FAMILIES = {
+    "cogvideox": Family(
+        model_dir="outputs/shapes",
+        report="outputs/bench/shapes.json",
+        pipelines={"base": "base/pipeline", "joint": "joint"},
+        joint="joint",
+        logs="",
+        frames=9,
+        call="guidance_scale=3.0",
+    ),
+    "modelscope": Family(
+        model_dir="outputs/shapes_modelscope",
+        report="outputs/bench/shapes_modelscope.json",
+        pipelines={"joint_modelscope": "joint"},
+        joint="joint_modelscope",
+        logs="modelscope_",
+        frames=5,
+        call="num_frames=5, guidance_scale=3.0",
+    ),
+}
+
 TRAINING = """Trained on a CPU by the scripts in `examples/shapes/` of the diffusers-jdm repo (`train.sh`; logs in `logs/`), on
-clips of the small world: six colours, four shapes, five motions, one to three objects, 9
+clips of the small world: six colours, four shapes, five motions, one to three objects, {frames}
 frames of 48×48 pixels. The base saw full captions only; the joint model was fine-tuned from it with L_fine on random
 subsets of the objects and L_diff, mixed by w = 0.5 (Eq. 13). Two splits were held out: a third of the pairs of objects with
 templates of their own, and four colour × shape pairs altogether."""
@@ -53,9 +88,10 @@ output = pipe("a red circle and a blue square", max_sequence_length=24, guidance
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", default="outputs/shapes")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="cogvideox")
+    parser.add_argument("--model_dir", help="what was trained; by default outputs/shapes or outputs/shapes_modelscope")
     parser.add_argument("--output_dir", default="examples/shapes")
-    parser.add_argument("--report", default="outputs/bench/shapes.json", help="what `make bench-shapes` wrote")
+    parser.add_argument("--report", help="what the family's benchmark wrote; by default in outputs/bench")
     parser.add_argument("--cards_only", action="store_true")
     return parser.parse_args()
 
@@ -69,46 +105,56 @@ def ship_weights(source, target):
     config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
-def figures(report, name):
+def figures(report, part):
     """`{figure: value}` for a card: held-out pairs first, then unseen colour × shape pairs."""
     rows = {}
-    for label, part in (("held-out pairs", report), ("unseen colour × shape", report["unseen"])):
-        values = part if name == "joint" else part["base"]
+    for label, split in (("held-out pairs", report), ("unseen colour × shape", report["unseen"])):
+        values = split if part == "joint" else split["base"]
         known = [key for key in report["ceiling"] if values.get(key) is not None]
-        rows |= {f"{key}, {label}": f"{values[key]:.3f} (ceiling {part['ceiling'][key]:.3f})" for key in known}
+        rows |= {f"{key}, {label}": f"{values[key]:.3f} (ceiling {split['ceiling'][key]:.3f})" for key in known}
     return rows
 
 
-def write_cards(output_dir, report):
+def write_cards(family, output_dir, report):
     measured = (
-        "`make bench-shapes`, {n_prompts} prompts a split, {num_inference_steps} steps, guidance {guidance_scale}:"
+        "`python benchmarks/bench_shapes.py --family {family} --n_prompts {n_prompts}`: {n_prompts} prompts a split, "
+        "{num_inference_steps} steps, guidance {guidance_scale}:"
     )
-    note = measured.format(**report) if report else ""
-    metrics = {name: figures(report, name) if report else None for name in ("base", "joint")}
-    card = ModelCard.load(write_card(output_dir / "joint", training=TRAINING, metrics=metrics["joint"]))
+    name = next(name for name, other in FAMILIES.items() if other is family)
+    note = measured.format(family=name, **report) if report else ""
+    training = TRAINING.format(frames=family.frames)
+    folder = output_dir / family.joint
+    card = ModelCard.load(write_card(folder, training=training, metrics=figures(report, "joint") if report else None))
     card.data.license = "apache-2.0"
     card.text = (
-        card.text.replace("ORG/NAME", "examples/shapes/joint")
+        card.text.replace("ORG/NAME", f"examples/shapes/{family.joint}")
         .replace("that of the base model: read it there", "apache-2.0")
-        .replace('square", return_masks=True)', 'square", guidance_scale=3.0, return_masks=True)')
+        .replace('square", return_masks=True)', f'square", {family.call}, return_masks=True)')
         .replace("## Measured figures\n", f"## Measured figures\n\n{note}\n" if note else "## Measured figures\n")
     )
-    card.save(output_dir / "joint" / "README.md")
-    rows = "\n".join(f"| {key} | {value} |" for key, value in (metrics["base"] or {}).items())
-    table = f"{note}\n\n| figure | value |\n|---|---|\n{rows}" if rows else "None were measured for this checkpoint."
-    (output_dir / "base" / "README.md").write_text(BASE_CARD.format(training=TRAINING, figures=table))
+    card.save(folder / "README.md")
+    if "base" in family.pipelines:
+        rows = "\n".join(f"| {key} | {value} |" for key, value in (figures(report, "base") if report else {}).items())
+        table = (
+            f"{note}\n\n| figure | value |\n|---|---|\n{rows}" if rows else "None were measured for this checkpoint."
+        )
+        (output_dir / "base" / "README.md").write_text(BASE_CARD.format(training=training, figures=table))
 
 
 def main(args):
-    model_dir, output_dir, report = Path(args.model_dir), Path(args.output_dir), Path(args.report)
+    family, output_dir = FAMILIES[args.family], Path(args.output_dir)
+    model_dir, report = Path(args.model_dir or family.model_dir), Path(args.report or family.report)
     if not args.cards_only:
-        ship_weights(model_dir / "base" / "pipeline", output_dir / "base")
-        ship_weights(model_dir / "joint", output_dir / "joint")
-        (output_dir / "logs").mkdir(exist_ok=True)
+        for name, source in family.pipelines.items():
+            ship_weights(model_dir / source, output_dir / name)
+        (output_dir / "logs").mkdir(parents=True, exist_ok=True)
         for stage in ("vae", "text_encoder", "base", "joint"):
-            shutil.copyfile(model_dir / stage / "log.jsonl", output_dir / "logs" / f"{stage}.jsonl")
+            shutil.copyfile(model_dir / stage / "log.jsonl", output_dir / "logs" / f"{family.logs}{stage}.jsonl")
     # Figures belong to the weights that they were measured on: freshly shipped ones have none yet.
-    write_cards(output_dir, json.loads(report.read_text()) if args.cards_only else None)
+    write_cards(family, output_dir, json.loads(report.read_text()) if args.cards_only else None)
+    for name in family.pipelines:
+        size = sum(path.stat().st_size for path in (output_dir / name).rglob("*") if path.is_file())
+        print(f"{output_dir / name}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,35 @@
 #   examples/shapes/train.sh [bin folder of the environment]
 set -euo pipefail
 bin=${1:-.venv/bin}
-out=outputs/shapes
+launch=("$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2)
+# All 7 subsets of up to 3 objects; frames of 48×48 pixels need no tiles.
+precompute=(--num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision bf16 --disable_vae_tiling)
+joint=(--loss_weight 0.5 --learning_rate 1e-3 --use_ema --ema_decay 0.998 --mixed_precision bf16 --disable_vae_tiling
+    --heldout_samples 48 --validation_prompt "a red circle and a blue square" --validation_inference_steps 25
+    --guidance_scale 3 --checkpoints_total_limit 2 --logging_steps 25 --resume_from_checkpoint latest)
 
+# CogVideoX: base/ and joint/
+out=outputs/shapes
 "$bin/python" examples/shapes/train_vae.py --output_dir $out/vae
 "$bin/python" examples/shapes/train_text_encoder.py --output_dir $out
 "$bin/python" examples/shapes/train_base.py --model_dir $out --output_dir $out/base
-"$bin/python" examples/shapes/precompute_latents.py --model_dir $out --output_dir $out/jdm_latents
-"$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2 train_scripts/train_jdm_cogvideox.py \
-    --pretrained_model_name_or_path $out/base/pipeline --data_dir $out/jdm_latents --output_dir $out/joint \
-    --train_batch_size 48 --max_train_steps 4200 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
-    --loss_weight 0.5 --mixed_precision bf16 --use_ema --ema_decay 0.998 --resume_from_checkpoint latest
-"$bin/python" examples/shapes/ship.py --model_dir $out --output_dir examples/shapes
+"$bin/python" examples/shapes/make_dataset.py --output_dir $out/dataset --num_clips 3000
+"${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $out/base/pipeline \
+    --train_data_dir $out/dataset --output_dir $out/jdm_latents "${precompute[@]}"
+"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/base/pipeline \
+    --train_data_dir $out/jdm_latents --output_dir $out/joint "${joint[@]}" \
+    --train_batch_size 48 --max_train_steps 2400 --lr_scheduler cosine --lr_warmup_steps 100 \
+    --checkpointing_steps 300 --validation_steps 600
+"$bin/python" examples/shapes/ship.py
+
+# ModelScope: joint_modelscope/, on the same clips
+out=outputs/shapes_modelscope
+"$bin/python" examples/shapes/train_vae_modelscope.py --output_dir $out/vae
+"$bin/python" examples/shapes/train_text_encoder_modelscope.py --output_dir $out
+"$bin/python" examples/shapes/train_base_modelscope.py --model_dir $out --output_dir $out/base
+"${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $out/base/pipeline \
+    --train_data_dir outputs/shapes/dataset --output_dir $out/jdm_latents "${precompute[@]}" --num_frames 5
+"${launch[@]}" train_scripts/train_jdm_modelscope.py --pretrained_model_name_or_path $out/base/pipeline \
+    --train_data_dir $out/jdm_latents --output_dir $out/joint "${joint[@]}" \
+    --train_batch_size 24 --max_train_steps 1000 --lr_scheduler onecycle --checkpointing_steps 250 --validation_steps 250
+"$bin/python" examples/shapes/ship.py --family modelscope

@@ -27,13 +27,14 @@ MOTION_WORDS = (*MOTIONS, STILL)
 LABELS = {"colour": list(COLOURS), "shape": list(SHAPES), "motion": list(MOTION_WORDS), "phrase": [0, 1, 2]}
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(description=__doc__, **defaults):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="outputs/shapes")
     parser.add_argument("--max_train_steps", type=int, default=1000)
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(**defaults)
     return parser.parse_args()
 
 
@@ -84,9 +85,8 @@ def train_tokenizer(captions, output_dir):
     )
 
 
-def token_labels(tokenizer, caption, phrases, attributes):
-    """The label of each token, (MAX_TEXT_TOKENS, 4), by counting tokens up to where a phrase starts and ends."""
-    labels = np.full((MAX_TEXT_TOKENS, len(LABELS)), NONE)
+def labelled_phrases(tokenizer, caption, phrases, attributes):
+    """Each phrase's first token, the token after its last, and its labels; special tokens are not counted."""
     position = 0
     for index, (text, values) in enumerate(zip(phrases, attributes)):
         start = caption.index(text, position)
@@ -96,11 +96,18 @@ def token_labels(tokenizer, caption, phrases, attributes):
         row = [
             LABELS[name].index(value) if value is not None else NONE for name, value in zip(LABELS, (*values, index))
         ]
+        yield first, last, row
+
+
+def token_labels(tokenizer, *sample):
+    """The label of each token, (MAX_TEXT_TOKENS, 4): every token of a phrase knows all of it."""
+    labels = np.full((MAX_TEXT_TOKENS, len(LABELS)), NONE)
+    for first, last, row in labelled_phrases(tokenizer, *sample):
         labels[first:last] = row
     return labels
 
 
-def sample_batch(tokenizer, rng, batch_size):
+def sample_batch(tokenizer, rng, batch_size, token_labels=token_labels):
     samples = [sample_caption(rng) for _ in range(batch_size)]
     tokens = tokenizer(
         [caption for caption, _, _ in samples],
@@ -112,7 +119,24 @@ def sample_batch(tokenizer, rng, batch_size):
     return tokens.input_ids, torch.from_numpy(np.stack([token_labels(tokenizer, *sample) for sample in samples]))
 
 
-def main(args):
+def build_text_encoder(tokenizer):
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=64,
+        tie_word_embeddings=True,
+    )
+    return T5EncoderModel(config)
+
+
+def main(args, train_tokenizer=train_tokenizer, build_text_encoder=build_text_encoder, token_labels=token_labels):
     torch.manual_seed(args.seed)
     output_dir = Path(args.output_dir)
     if (output_dir / "text_encoder" / "model.safetensors").exists():
@@ -126,28 +150,14 @@ def main(args):
     )
     tokenizer.save_pretrained(output_dir / "tokenizer")
 
-    encoder = T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=3,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            relative_attention_num_buckets=32,
-            relative_attention_max_distance=64,
-            tie_word_embeddings=True,
-        )
-    )
+    encoder = build_text_encoder(tokenizer)
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(128, len(values) + 1) for name, values in LABELS.items()})
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps)
     progress = tqdm(range(args.max_train_steps), desc="text encoder")
     for step in progress:
-        input_ids, labels = sample_batch(tokenizer, rng, args.train_batch_size)
+        input_ids, labels = sample_batch(tokenizer, rng, args.train_batch_size, token_labels)
         hidden = encoder(input_ids).last_hidden_state
         logits = {name: head(hidden) for name, head in heads.items()}
         # NONE is the last class; padding is trained to be NONE too, so that it carries nothing of its own.

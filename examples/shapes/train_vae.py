@@ -30,8 +30,8 @@ VAE_CONFIG = {
 }
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(description=__doc__, **defaults):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="outputs/shapes/vae")
     parser.add_argument("--num_clips", type=int, default=4000)
     parser.add_argument("--frame_steps", type=int, default=2400, help="steps on single frames")
@@ -42,6 +42,7 @@ def parse_args():
     parser.add_argument("--kl_weight", type=float, default=3e-4)
     parser.add_argument("--checkpointing_steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(**defaults)
     return parser.parse_args()
 
 
@@ -72,8 +73,18 @@ def vae_loss(reconstruction, target, posterior, kl_weight):
     return pixel + chroma + kl_weight * kl
 
 
+def as_clips(videos):
+    """What a VAE of clips takes: the videos as they are, (B, 3, F, H, W)."""
+    return videos
+
+
+def as_frames(videos):
+    """What a VAE of images takes: (B, 3, F, H, W) → (B * F, 3, H, W)."""
+    return videos.transpose(1, 2).flatten(0, 1)
+
+
 @torch.no_grad()
-def validate(vae, num_clips=24, seed=10_000):
+def validate(vae, to_input=as_clips, num_clips=24, seed=10_000):
     """PSNR of colour clips and IoU of thresholded masks through the VAE, on clips that training does not see."""
     squared_error, intersection, union = [], 0, 0
     for index in range(num_clips):
@@ -81,18 +92,19 @@ def validate(vae, num_clips=24, seed=10_000):
         video = torch.from_numpy(clip.video).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
         mask = torch.from_numpy(clip.masks[: 1 + index % len(clip.masks)].any(0))
         rgb_mask = (mask.float() * 2 - 1)[None, None].expand(-1, 3, -1, -1, -1)
-        out = vae.decode(vae.encode(torch.cat([video, rgb_mask])).latent_dist.mode()).sample
-        squared_error.append((out[0].clamp(-1, 1) - video[0]).square().mean().item() / 4)
-        decoded = out[1].mean(0) > 0
+        batch = to_input(torch.cat([video, rgb_mask]))
+        out, out_mask = vae.decode(vae.encode(batch).latent_dist.mode()).sample.chunk(2)
+        squared_error.append((out.clamp(-1, 1) - to_input(video)).square().mean().item() / 4)
+        decoded = (out_mask.mean(1) > 0).view(mask.shape)
         intersection += (decoded & mask).sum().item()
         union += (decoded | mask).sum().item()
     return {"psnr": -10 * np.log10(np.mean(squared_error)), "mask_iou": intersection / union}
 
 
-def latent_std(vae, videos, num_clips=64):
+def latent_std(vae, videos, to_input=as_clips, num_clips=64):
     with torch.no_grad():
         batch = torch.from_numpy(videos[:num_clips]).float().permute(0, 4, 1, 2, 3) / 127.5 - 1
-        return torch.cat([vae.encode(clip).latent_dist.mode() for clip in batch.split(8)]).std().item()
+        return torch.cat([vae.encode(to_input(clip)).latent_dist.mode() for clip in batch.split(8)]).std().item()
 
 
 def save(vae, optimizer, step, output_dir):
@@ -103,17 +115,14 @@ def save(vae, optimizer, step, output_dir):
     temporary.replace(output_dir / "training_state.pt")
 
 
-def main(args):
+def main(args, vae_class=AutoencoderKLCogVideoX, config=VAE_CONFIG, to_input=as_clips):
     torch.manual_seed(args.seed)
     output_dir = Path(args.output_dir)
     clips = [sample_clip(args.seed, index) for index in tqdm(range(args.num_clips), desc="rendering")]
     videos, masks = np.stack([clip.video for clip in clips]), [clip.masks for clip in clips]
 
     state_file, step = output_dir / "training_state.pt", 0
-    if state_file.exists():
-        vae = AutoencoderKLCogVideoX.from_pretrained(output_dir)
-    else:
-        vae = AutoencoderKLCogVideoX(**VAE_CONFIG)
+    vae = vae_class.from_pretrained(output_dir) if state_file.exists() else vae_class(**config)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -132,7 +141,7 @@ def main(args):
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step - phase_start + 1) / 50) * (0.05 + 0.95 * np.cos(0.5 * np.pi * progress))
         batch_size = args.frame_batch_size if single_frame else args.clip_batch_size
-        batch = sample_batch(videos, masks, rng, batch_size, single_frame)
+        batch = to_input(sample_batch(videos, masks, rng, batch_size, single_frame))
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(batch).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
@@ -142,9 +151,9 @@ def main(args):
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == total:
-            vae.register_to_config(scaling_factor=1 / latent_std(vae, videos))
+            vae.register_to_config(scaling_factor=1 / latent_std(vae, videos, to_input))
             save(vae, optimizer, step + 1, output_dir)
-            record = {"step": step + 1, "loss": loss.item(), "seconds": time.time() - start, **validate(vae)}
+            record = {"step": step + 1, "loss": loss.item(), "seconds": time.time() - start, **validate(vae, to_input)}
             tqdm.write(json.dumps(record))
             with open(output_dir / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")

@@ -76,7 +76,7 @@ def export_repo(
             half.save_pretrained(partial, variant="fp16", max_shard_size=max_shard_size)
             for path, content in configs.items():
                 path.write_bytes(content)
-        _forget_local_paths(partial)
+        forget_local_paths(partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -146,7 +146,7 @@ def write_card(
     return folder / "README.md"
 
 
-def _forget_local_paths(folder: Path) -> None:
+def forget_local_paths(folder: Path) -> None:
     """Takes out of every JSON file where on this machine a component came from (diffusers and transformers note it)."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -3,6 +3,27 @@
 import torch
 
 
+def add_joint_noise(
+    scheduler,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.LongTensor,
+    is_fine: torch.BoolTensor,
+    channel_dim: int = 2,
+) -> torch.Tensor:
+    """Eq. 10: independent noise for video and mask, one shared timestep; the null mask (zeros) in L_diff.
+
+    Args:
+        scheduler: with `add_noise`, its tables on the latents' device.
+        latents, noise (`torch.Tensor`): video and mask one after the other on `channel_dim`, 2C channels.
+        timesteps (`torch.LongTensor` of shape `(batch_size,)`): one for both parts of a sample.
+        is_fine (`torch.BoolTensor` of shape `(batch_size,)`): False where the mask's input is to be the null mask.
+        channel_dim (`int`, defaults to 2): 2 for CogVideoX, `(B, F, 2C, H, W)`; 1 for the 3D U-Net, `(B, 2C, F, H, W)`.
+    """
+    noisy_video, noisy_mask = scheduler.add_noise(latents, noise, timesteps).chunk(2, dim=channel_dim)
+    return torch.cat([noisy_video, noisy_mask * is_fine[:, None, None, None, None]], dim=channel_dim)
+
+
 def prediction_target(
     scheduler, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.LongTensor
 ) -> torch.Tensor:
@@ -23,27 +44,44 @@ def prediction_target(
     )
 
 
-def joint_loss(
-    prediction: torch.Tensor, target: torch.Tensor, is_fine: torch.BoolTensor, channel_dim: int = 2
-) -> dict[str, torch.Tensor]:
-    """The one-pass form of Eq. 13: each sample is in the branch that was drawn for it, L_fine or L_diff.
+def video_loss(prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """L_diff (Eq. 3) of a plain model, without a mask: the paper's ablation "direct fine-tuning".
 
-    A sample of L_fine counts with all its channels, one of L_diff with its video channels only, since its mask is
-    the null mask (zeros). With `is_fine` drawn with probability w′, the mean is (1 - w′) L_diff + w′ L_fine.
+    Returns:
+        `dict`: `per_sample`, fp32, `(batch_size,)`, and its mean, `loss`; no `mask`.
+    """
+    per_sample = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    return {"per_sample": per_sample, "video": per_sample, "loss": per_sample.mean()}
+
+
+def joint_loss(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    is_fine: torch.BoolTensor,
+    channel_dim: int = 2,
+    weight: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Eq. 13, L = (1 - w′) L_diff + w′ L_fine, over a batch whose members each stand in one of the two branches.
+
+    A member of L_fine counts with all its channels, one of L_diff with its video channels only, since its mask is
+    the null mask (zeros). *One pass*: `is_fine` was drawn with probability w′, and all weigh the same. *Two passes*,
+    the literal sum: each sample is in the batch twice, weighed w′ in L_fine and 1 - w′ in L_diff.
 
     Args:
         prediction, target (`torch.Tensor`): video and mask one after the other on `channel_dim`, 2C channels.
-        is_fine (`torch.BoolTensor` of shape `(batch_size,)`): True where the sample belongs to L_fine.
+        is_fine (`torch.BoolTensor` of shape `(batch_size,)`): True where the member belongs to L_fine.
         channel_dim (`int`, defaults to 2): 2 for CogVideoX, `(B, F, 2C, H, W)`; 1 for the 3D U-Net, `(B, 2C, F, H, W)`.
+        weight (`torch.Tensor` of shape `(batch_size,)`, *optional*): the weights of the two-pass form.
 
     Returns:
-        `dict`: fp32 scalars `loss`, `video` (over all samples) and `mask` (over those of L_fine, 0 if there is none).
+        `dict`, all fp32: `loss`, a scalar; and of shape `(batch_size,)` `per_sample`, `video` and `mask`, the errors of
+        each member, unweighted (`mask` has no meaning where `is_fine` is False, and no gradient comes from there).
     """
     error = (prediction.float() - target.float()).square()
     video, mask = (part.flatten(1).mean(1) for part in error.chunk(2, dim=channel_dim))
-    fine = is_fine.to(video.dtype)
-    loss = torch.where(is_fine, (video + mask) / 2, video).mean()
-    return {"loss": loss, "video": video.mean(), "mask": (mask * fine).sum() / fine.sum().clamp(min=1)}
+    per_sample = torch.where(is_fine, (video + mask) / 2, video)
+    loss = per_sample.mean() if weight is None else (weight * per_sample).sum() / weight.sum()
+    return {"loss": loss, "per_sample": per_sample, "video": video, "mask": mask}
 
 
 def fine_probability(weight: float, mean_cmi: torch.Tensor | float = 0.0, alpha: float = 1.0) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """The small checkpoints in examples/shapes are what the README says: small, loadable, and they follow their prompts."""
 
-import filecmp
 import importlib.util
 from pathlib import Path
 
@@ -8,12 +7,18 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline
 from PIL import Image
+from test_loading import PIPELINES, assert_is_a_whole_repo, run_python, same_weights
 
-import diffusers_jdm
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "examples" / "shapes"
+FOLDERS = {"cogvideox": SHAPES / "joint", "modelscope": SHAPES / "joint_modelscope"}
+CALLS = {
+    "cogvideox": {"num_inference_steps": 25, "guidance_scale": 3.0},
+    "modelscope": {"num_inference_steps": 15, "guidance_scale": 3.0, "num_frames": 5},
+}
+SHIPPED = pytest.mark.parametrize("kind", list(FOLDERS))
 PROMPTS = ["A red circle and a blue square", "a yellow triangle and a purple cross"]
 NAMED = [[("red", "circle"), ("blue", "square")], [("yellow", "triangle"), ("purple", "cross")]]
 
@@ -27,32 +32,58 @@ def load_script(name):
 
 @pytest.fixture(scope="module")
 def joint():
-    pipe = DiffusionPipeline.from_pretrained(SHAPES / "joint")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """The joint pipelines by kind."""
+    pipes = {kind: DiffusionPipeline.from_pretrained(folder) for kind, folder in FOLDERS.items()}
+    for pipe in pipes.values():
+        pipe.set_progress_bar_config(disable=True)
+    return pipes
 
 
-def test_they_are_small_and_hold_no_pickles():
-    files = [path for name in ("base", "joint") for path in (SHAPES / name).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 30e6
+@pytest.mark.parametrize(("names", "limit"), [(("base", "joint"), 30e6), (("joint_modelscope",), 20e6)])
+def test_they_are_small_and_hold_no_pickles(names, limit):
+    files = [path for name in names for path in (SHAPES / name).rglob("*") if path.is_file()]
+    assert 1e6 < sum(path.stat().st_size for path in files) <= limit
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
 
 
-def test_the_code_beside_the_weights_is_the_package_s(joint):
-    package = Path(diffusers_jdm.__file__).parent
-    assert filecmp.cmp(
-        SHAPES / "joint" / "pipeline_cogvideox_jdm.py", package / "pipelines/pipeline_cogvideox_jdm.py", shallow=False
-    )
-    assert filecmp.cmp(
-        SHAPES / "joint/transformer/diffusers_jdm.py", package / "models/transformer_cogvideox_jdm.py", shallow=False
-    )
+@SHIPPED
+def test_the_code_beside_the_weights_is_the_package_s(kind):
+    assert_is_a_whole_repo(FOLDERS[kind], kind)
 
 
-def test_the_joint_checkpoint_follows_its_prompts(joint):
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["diffusers_jdm"] = None  # any import of it now fails
+import torch
+from diffusers import DiffusionPipeline
+
+for kind, folder in {folders!r}.items():
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=f"pipeline_{{kind}}_jdm", trust_remote_code=True)
+    call = {calls!r}[kind] | dict(num_inference_steps=1)
+    out = pipe("a red circle", **call, generator=torch.manual_seed(0), return_masks=True, output_type="latent")
+    torch.save([out.frames, out.masks], kind + ".pt")
+print(json.dumps("done"))
+"""
+
+
+def test_they_load_in_three_ways(joint, tmp_path):
+    folders = {kind: str(folder) for kind, folder in FOLDERS.items()}
+    assert run_python(WITHOUT_PACKAGE.format(folders=folders, calls=CALLS), tmp_path) == "done"
+    for kind, pipe in joint.items():
+        assert type(pipe) is PIPELINES[kind]
+        assert {model.dtype for model in pipe.components.values() if hasattr(model, "dtype")} == {torch.float32}
+        assert same_weights(pipe, PIPELINES[kind].from_pretrained(FOLDERS[kind]))
+        call = CALLS[kind] | {"num_inference_steps": 1, "generator": torch.manual_seed(0)}
+        out = pipe("a red circle", **call, return_masks=True, output_type="latent")
+        frames, masks = torch.load(tmp_path / f"{kind}.pt", weights_only=True)
+        assert torch.equal(out.frames, frames)
+        assert torch.equal(out.masks, masks)
+
+
+@SHIPPED
+def test_the_joint_checkpoint_follows_its_prompts(joint, kind):
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    out = joint(
-        PROMPTS, num_inference_steps=25, guidance_scale=3.0, generator=generators, return_masks=True, output_type="np"
-    )
+    out = joint[kind](PROMPTS, **CALLS[kind], generator=generators, return_masks=True, output_type="np")
     for video, mask, named in zip(out.frames, out.masks, NAMED):
         found = find_objects(video)
         assert score(found, named)["colour"] == 1.0
@@ -60,11 +91,10 @@ def test_the_joint_checkpoint_follows_its_prompts(joint):
         assert mask_iou(mask >= 0.5, named_pixels(found, named, mask.shape)) > 0.7
 
 
-def test_a_prompt_that_names_one_object_gets_the_mask_of_that_one(joint):
-    out = joint(
-        "a green square", num_inference_steps=25, guidance_scale=3.0, generator=torch.Generator().manual_seed(3), return_masks=True,
-        output_type="np",
-    )  # fmt: skip
+@SHIPPED
+def test_a_prompt_that_names_one_object_gets_the_mask_of_that_one(joint, kind):
+    generator = torch.Generator().manual_seed(3)
+    out = joint[kind]("a green square", **CALLS[kind], generator=generator, return_masks=True, output_type="np")
     named = [("green", "square")]
     pixels = named_pixels(find_objects(out.frames[0]), named, out.masks[0].shape)
     assert mask_iou(out.masks[0] >= 0.5, pixels) > 0.6
@@ -83,11 +113,18 @@ def test_the_base_is_a_plain_diffusers_pipeline():
 
 def test_the_demo_writes_what_it_says(tmp_path, capsys, monkeypatch):
     demo = load_script("demo")
-    monkeypatch.setattr("sys.argv", ["demo.py", "--prompt", PROMPTS[0], "--output_dir", str(tmp_path)])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["demo.py", "--prompt", PROMPTS[0], "--num_inference_steps", "10", "--output_dir", str(tmp_path)],
+    )
     demo.main(demo.parse_args())
     printed = capsys.readouterr().out
-    assert "red circle" in printed and "contact_sheet.png" in printed
-    written = {path.name for path in tmp_path.iterdir()}
     stem = "0-a-red-circle-and-a-blue-square"
-    assert {f"{stem}{kind}.{suffix}" for kind in ("", "_mask", "_overlay") for suffix in ("mp4", "gif")} <= written
-    assert Image.open(tmp_path / "contact_sheet.png").size[0] > 3 * 3 * 48
+    for name in ("cogvideox", "modelscope"):
+        files = {tmp_path / name / f"{stem}{kind}.{s}" for kind in ("", "_mask", "_overlay") for s in ("mp4", "gif")}
+        assert files == set((tmp_path / name).iterdir())
+        assert all(str(file) in printed for file in files)
+    assert printed.count("read off the video: ") == 2
+    assert str(tmp_path / "contact_sheet.png") in printed
+    width, height = Image.open(tmp_path / "contact_sheet.png").size
+    assert width > 3 * 3 * 4 * 48 and height > 2 * 4 * 48

@@ -1,82 +1,296 @@
+import json
+import pickle
+
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from diffusers_jdm.training.latents import LatentDataset, write_shard
-from diffusers_jdm.training.region_sampling import non_empty_subsets
+from diffusers_jdm.data.manifest import BadSampleError
+from diffusers_jdm.training.dataset import Region
+from diffusers_jdm.training.latents import LatentSource, ShardWriter, keep_only, open_folder
+
+SETTINGS = {
+    "family": "cogvideox",
+    "num_frames": 9,
+    "height": 16,
+    "width": 16,
+    "num_subsets": 3,
+    "vae_tiling": False,
+    "seed": 0,
+    "dtype": "float16",
+    "text_shape": [5, 6],
+    "vae": "a",
+    "text_encoder": "b",
+}
+REGIONS = [
+    {"subset": [0], "caption": "a red circle", "mean_cmi": 0.0},
+    {"subset": [1], "caption": "a blue square", "mean_cmi": 0.0},
+    {"subset": [0, 1], "caption": "a blue square. a red circle", "mean_cmi": 0.25},
+]
+NAMES = ("video", "mask.0", "mask.1", "mask.2", "text", "text.0", "text.1", "text.2")
 
 
-def sample(number, num_objects=2):
+def tensors(number, dtype=torch.float16):
     generator = torch.Generator().manual_seed(number)
-    return {
-        "id": f"clip-{number}",
-        "caption": "a red circle and a blue square",
-        "region_captions": ["a red circle", "a blue square", "a green cross"][:num_objects],
-        "video": torch.randn(3, 4, 2, 2, generator=generator).half(),
-        "masks": {s: torch.full((3, 4, 2, 2), sum(2.0**i for i in s)).half() for s in non_empty_subsets(num_objects)},
-    }
+    shapes = {name: (5, 6) if name.startswith("text") else (3, 4, 2, 2) for name in NAMES}
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def entry(number, **changes):
+    return {"key": f"key{number}", "id": f"clip-{number}", "caption": "both", "regions": REGIONS} | changes
+
+
+def write(folder, numbers, shard_size=2, rank=0, **settings):
+    open_folder(folder, SETTINGS | settings, torch.ones(5, 6, dtype=torch.float16))
+    with ShardWriter(folder, rank, shard_size) as writer:
+        for number in numbers:
+            writer.add(entry(number), tensors(number))
+    return folder
 
 
 @pytest.fixture
-def data_dir(tmp_path):
-    write_shard(tmp_path, 0, [sample(0), sample(1, 3)])
-    write_shard(tmp_path, 1, [sample(2)])
-    return tmp_path
+def folder(tmp_path):
+    return write(tmp_path / "latents", range(5))
 
 
-def test_round_trip(data_dir):
-    dataset = LatentDataset(data_dir, weight=1.0, text_dropout=0.0)
-    assert len(dataset) == 3
-    assert torch.equal(dataset[2]["latents"][:, :4], sample(2)["video"].float())
-    assert not list(data_dir.glob("*.tmp"))
+def test_round_trip(folder):
+    source = LatentSource(folder)
+    assert source.ids == [f"clip-{i}" for i in range(5)]
+    assert (source.family, source.num_frames, source.height, source.width) == ("cogvideox", 9, 16, 16)
+    for number in range(5):
+        stored = tensors(number)
+        sample = source.read(number, None)
+        assert sample["mask"] is None and sample["prompt"] == "both"
+        assert torch.equal(sample["video"], stored["video"].float())
+        assert torch.equal(sample["prompt_embeds"], stored["text"].float())
+        for k, region in enumerate(source.regions(number)):
+            assert region == Region(k, REGIONS[k]["caption"], REGIONS[k]["mean_cmi"])
+            sample = source.read(number, region)
+            assert sample["prompt"] == region.caption
+            assert torch.equal(sample["mask"], stored[f"mask.{k}"].float())
+            assert torch.equal(sample["prompt_embeds"], stored[f"text.{k}"].float())
+            assert sample["mask"].dtype == sample["video"].dtype == sample["prompt_embeds"].dtype == torch.float32
 
 
-def test_the_caption_names_exactly_the_objects_of_the_mask(data_dir):
-    dataset = LatentDataset(data_dir, weight=1.0, text_dropout=0.0)
-    names = ["a red circle", "a blue square", "a green cross"]
-    seen = set()
-    for epoch in range(40):
-        dataset.set_epoch(epoch)
-        item = dataset[1]
-        assert item["is_fine"]
-        value = int(item["latents"][0, 4, 0, 0].item())  # the sum of 2^i over the subset
-        seen.add(value)
-        assert set(item["prompt"].split(". ")) == {name for i, name in enumerate(names) if value >> i & 1}
-    assert seen == set(range(1, 8))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_dtype_is_read_as_fp32(tmp_path, dtype):
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6, dtype=dtype))
+    with ShardWriter(tmp_path) as writer:
+        writer.add(entry(0), tensors(0, dtype))
+    assert torch.equal(LatentSource(tmp_path).read(0, None)["video"], tensors(0, dtype)["video"].float())
 
 
-def test_l_diff_has_the_full_caption_and_the_null_mask(data_dir):
-    item = LatentDataset(data_dir, weight=0.0, text_dropout=0.0)[0]
-    assert not item["is_fine"]
-    assert item["prompt"] == sample(0)["caption"]
-    assert torch.equal(item["latents"][:, 4:], torch.zeros(3, 4, 2, 2))
+def test_dropped_text_has_the_empty_prompts_embedding(folder):
+    source = LatentSource(folder)
+    for region in (None, source.regions(0)[1]):
+        sample = source.read(0, region, drop_text=True)
+        assert sample["prompt"] == "" and torch.equal(sample["prompt_embeds"], torch.ones(5, 6))
+        sample["prompt_embeds"].zero_()  # of this sample only
+    assert source.read(1, None, drop_text=True)["prompt_embeds"].all()
 
 
-def test_draws_are_fixed_by_seed_epoch_and_index(data_dir):
-    one, two = LatentDataset(data_dir, 0.5, seed=3), LatentDataset(data_dir, 0.5, seed=3)
-    for epoch in (0, 1):
-        one.set_epoch(epoch)
-        two.set_epoch(epoch)
-        for index in range(3):
-            assert one[index]["prompt"] == two[index]["prompt"]
-            assert torch.equal(one[index]["latents"], two[index]["latents"])
+def test_every_stored_region_is_drawn_alike(folder):
+    source, rng = LatentSource(folder), np.random.default_rng(0)
+    counts = np.bincount([source.draw_region(0, rng).number for _ in range(3000)], minlength=3)
+    assert counts.min() > 900 and counts.max() < 1100
 
 
-def test_shares_of_branches_and_dropped_text(data_dir):
-    dataset = LatentDataset(data_dir, weight=0.25, text_dropout=0.1)
-    items = []
-    for epoch in range(400):
-        dataset.set_epoch(epoch)
-        items.append(dataset[0])
-    assert sum(item["is_fine"] for item in items) / 400 == pytest.approx(0.25, abs=0.07)
-    assert sum(not item["prompt"] for item in items) / 400 == pytest.approx(0.1, abs=0.05)
+def test_a_clip_without_objects(tmp_path):
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with ShardWriter(tmp_path) as writer:
+        writer.add(entry(0, regions=[]), {name: tensors(0)[name] for name in ("video", "text")})
+        writer.add(entry(1), tensors(1))
+    source = LatentSource(tmp_path)
+    assert [source.has_regions(i) for i in range(2)] == [False, True]
+    assert source.read(0, None)["prompt"] == "both"
+    with pytest.raises(BadSampleError, match="has no objects"):
+        source.draw_region(0, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("arguments", [{"weight": 1.5}, {"text_dropout": -0.1}])
-def test_probabilities_outside_0_and_1_are_errors(data_dir, arguments):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        LatentDataset(data_dir, **arguments)
+def test_views_of_one_tensor_are_stored(tmp_path):
+    batch = torch.randn(8, 3, 4, 2, 2)
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with ShardWriter(tmp_path) as writer:
+        views = {name: batch[k].permute(1, 0, 2, 3) for k, name in enumerate(NAMES[:4])}
+        writer.add(entry(0), tensors(0) | views)
+    assert torch.equal(LatentSource(tmp_path).read(0, None)["video"], batch[0].permute(1, 0, 2, 3))
 
 
-def test_a_folder_without_latents_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no latents"):
-        LatentDataset(tmp_path)
+def test_no_tensors_are_held(folder):
+    source = LatentSource(folder)
+    size = len(pickle.dumps(source))
+    for index in range(5):
+        source.read(index, source.regions(index)[0])
+    assert not any(isinstance(value, torch.Tensor) for value in vars(source).values())
+    assert len(pickle.dumps(source)) == size < 3000
+    assert torch.equal(pickle.loads(pickle.dumps(source)).read(3, None)["video"], tensors(3)["video"].float())
+
+
+def test_few_shards_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers_jdm.training.latents.OPEN_SHARDS", 2)
+    source = LatentSource(write(tmp_path, range(6), shard_size=1))
+    for index in (0, 1, 2, 3, 4, 5, 0, 5, 3):
+        assert torch.equal(source.read(index, None)["video"], tensors(index)["video"].float())
+        assert len(source._shards) <= 2
+
+
+def test_workers_read_what_the_process_itself_reads(folder):
+    source = LatentSource(folder)
+    source.read(0, None)
+
+    class Reader(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return source.read(index, source.regions(index)[2])
+
+    for index, sample in enumerate(DataLoader(Reader(), batch_size=None, num_workers=2)):
+        assert torch.equal(sample["mask"], tensors(index)["mask.2"].float())
+
+
+# Shards
+
+
+def test_shards_have_the_size_asked_for_and_whole_names(folder):
+    names = sorted(path.name for path in folder.iterdir())
+    shards = [f"shard-000-{i:05d}.{suffix}" for i in range(3) for suffix in ("jsonl", "safetensors")]
+    assert names == ["empty_prompt.safetensors", "latents.json", *shards]
+
+
+def test_processes_and_runs_write_beside_each_other(folder):
+    write(folder, [5, 6], rank=1)
+    write(folder, [7])
+    source = LatentSource(folder)
+    assert sorted(source.ids) == [f"clip-{i}" for i in range(8)]
+    for index, name in enumerate(source.ids):
+        assert torch.equal(source.read(index, None)["video"], tensors(int(name[5:]))["video"].float())
+
+
+def test_what_was_finished_before_an_error_is_kept(tmp_path):
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path) as writer:
+        writer.add(entry(0), tensors(0))
+        raise KeyboardInterrupt
+    assert LatentSource(tmp_path).ids == ["clip-0"]
+
+
+def test_leftovers_of_a_killed_run_do_not_count_and_go(folder):
+    (folder / "shard-000-00002.jsonl").unlink()  # as if killed between the two files
+    (folder / "shard-000-00003.safetensors.tmp").write_bytes(b"half")
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
+    write(folder, [4])
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(5)]
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_only_what_is_asked_for_is_kept(folder):
+    assert keep_only(folder, {"key0", "key4"}) == 3
+    source = LatentSource(folder)
+    assert source.ids == ["clip-0", "clip-4"]
+    assert torch.equal(source.read(1, None)["video"], tensors(4)["video"].float())
+    assert not (folder / "shard-000-00001.safetensors").exists()  # the shard of clips 2 and 3
+    assert keep_only(folder, {"key0", "key4"}) == 0
+
+
+# A folder that is wrong as a whole
+
+
+def test_a_folder_without_latents(tmp_path):
+    with pytest.raises(ValueError, match=r"no latents.json in it"):
+        LatentSource(tmp_path)
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with pytest.raises(ValueError, match="holds no latents yet"):
+        LatentSource(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"family": "cogvideox"}'])
+def test_damaged_settings(folder, text):
+    (folder / "latents.json").write_text(text)
+    with pytest.raises(ValueError, match=r"latents.json (cannot be read|lacks)"):
+        LatentSource(folder)
+
+
+def test_a_damaged_index(folder):
+    (folder / "shard-000-00001.jsonl").write_text('{"key": "a"')
+    with pytest.raises(ValueError, match=r"shard-000-00001.jsonl is damaged .* delete it"):
+        LatentSource(folder)
+
+
+def test_a_clip_twice(folder):
+    with ShardWriter(folder) as writer:
+        writer.add(entry(3, key="another"), tensors(3))
+    with pytest.raises(ValueError, match="holds the clip 'clip-3' twice"):
+        LatentSource(folder)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings_do_not_go_into_one_folder(folder, name):
+    with pytest.raises(ValueError, match=rf"latents of other settings \({name} .*take another folder"):
+        open_folder(folder, SETTINGS | {name: "other"}, torch.ones(5, 6))
+
+
+def test_latents_of_unknown_settings(folder):
+    (folder / "latents.json").unlink()
+    with pytest.raises(ValueError, match=r"no latents.json in it"):
+        open_folder(folder, SETTINGS, torch.ones(5, 6))
+
+
+# One sample that is damaged
+
+
+def test_a_missing_shard(folder):
+    source = LatentSource(folder)
+    (folder / "shard-000-00001.safetensors").unlink()
+    with pytest.raises(BadSampleError, match=r"video cannot be read from .*shard-000-00001.safetensors"):
+        source.read(2, None)
+    source.read(0, None)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_shard(folder, share):
+    path = folder / "shard-000-00001.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    source = LatentSource(folder)
+    with pytest.raises(BadSampleError, match="cannot be read from"):
+        source.read(2, None)
+    source.read(0, None)
+
+
+def test_a_tensor_that_is_not_there(tmp_path):
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with ShardWriter(tmp_path) as writer:
+        writer.add(entry(0), {name: tensor for name, tensor in tensors(0).items() if name != "mask.1"})
+    source = LatentSource(tmp_path)
+    source.read(0, source.regions(0)[0])
+    with pytest.raises(BadSampleError, match=r"mask.1 cannot be read"):
+        source.read(0, source.regions(0)[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite(tmp_path, value):
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with ShardWriter(tmp_path) as writer:
+        writer.add(entry(0), tensors(0) | {"video": torch.full((3, 4, 2, 2), value)})
+    with pytest.raises(BadSampleError, match="video holds NaN or inf"):
+        LatentSource(tmp_path).read(0, None)
+
+
+def test_an_index_that_went_away(folder):
+    source = LatentSource(folder)
+    (folder / "shard-000-00001.jsonl").write_text("short\n")
+    with pytest.raises(BadSampleError, match=r"its line in .*shard-000-00001.jsonl cannot be read"):
+        source.draw_region(3, np.random.default_rng(0))
+
+
+def test_a_missing_empty_prompt(folder):
+    source = LatentSource(folder)
+    (folder / "empty_prompt.safetensors").unlink()
+    with pytest.raises(BadSampleError, match="the empty prompt's embedding cannot be read"):
+        source.read(0, None, drop_text=True)
+
+
+def test_the_settings_are_plain_json(folder):
+    assert json.loads((folder / "latents.json").read_text()) == SETTINGS

@@ -8,8 +8,56 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UNet3DConditionModel
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+
+
+class _Checkpointed:
+    """Put before a layer's class: `forward` can be run again in the backward pass, in place of keeping activations."""
+
+    gradient_checkpointing = False  # diffusers' switch sets it, and `_gradient_checkpointing_func` with it
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward = super().forward
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return forward(*args, **kwargs)
+        # Only positional arguments go through diffusers' switch; those of these layers are the ones with gradients.
+        return self._gradient_checkpointing_func(lambda *inputs: forward(*inputs, **kwargs), *args)
+
+
+class _CheckpointedResnetBlock2D(_Checkpointed, ResnetBlock2D):
+    pass
+
+
+class _CheckpointedTemporalConvLayer(_Checkpointed, TemporalConvLayer):
+    pass
+
+
+class _CheckpointedTransformerTemporalModel(_Checkpointed, TransformerTemporalModel):
+    pass
+
+
+# The fourth kind of layer, Transformer2DModel, heeds the switch by itself.
+_CHECKPOINTED = {
+    ResnetBlock2D: _CheckpointedResnetBlock2D,
+    TemporalConvLayer: _CheckpointedTemporalConvLayer,
+    TransformerTemporalModel: _CheckpointedTransformerTemporalModel,
+}
+
+
+def support_gradient_checkpointing(unet: UNet3DConditionModel) -> None:
+    """Makes diffusers' `enable_gradient_checkpointing()` work on a 3D U-Net, in which it raises a ValueError.
+
+    The layers get a class that is theirs and [`_Checkpointed`], as torch's `fully_shard` does it: neither code of
+    diffusers is copied nor names of weights change. `JDMUNet3DConditionModel` needs no such call.
+    """
+    for module in unet.modules():
+        if type(module) in _CHECKPOINTED:
+            module.__class__ = _CHECKPOINTED[type(module)]
+    unet._supports_gradient_checkpointing = True
 
 
 # PeftAdapterMixin: diffusers' 3D U-Net lacks it, and the pipeline's LoRA loader needs it.
@@ -27,6 +75,12 @@ class JDMUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
     Raises:
         ValueError: `in_channels` or `out_channels` is odd, so it cannot hold two halves.
     """
+
+    _supports_gradient_checkpointing = True
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        support_gradient_checkpointing(self)
+        super()._set_gradient_checkpointing(*args, **kwargs)
 
     # Read once and here: without the package, loading another repo puts its code into this module's file.
     _source_code = Path(__file__).read_bytes()

@@ -1,99 +1,289 @@
-"""Training samples as VAE latents on disk: safetensors shards of clips, with the masks of all subsets of objects."""
+"""Training samples as VAE latents and text embeddings on disk: safetensors shards, each with an index of its clips.
+
+A folder holds `latents.json` (what they were made with), `empty_prompt.safetensors` and `shard-RRR-NNNNN.safetensors` +
+`.jsonl`. A shard counts once its index is there, and that is written last. A line of the index:
+
+    {"key": ..., "id": ..., "caption": ..., "regions": [{"subset": [0, 2], "caption": "a dog. a cat", "mean_cmi": 0.1}]}
+
+Tensors: `KEY.video`, `KEY.text` (the full caption), and for region k `KEY.mask.k` and `KEY.text.k`.
+"""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch.utils.data import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 
-from ..objective import fine_probability
-from .region_sampling import join_captions, sample_subset
+from ..data.manifest import BadSampleError
+from .dataset import Region
 
-
-def subset_key(subset: tuple[int, ...]) -> str:
-    return "-".join(map(str, subset))
-
-
-def write_shard(data_dir: str | Path, number: int, samples: list[dict]) -> None:
-    """Write one shard and its lines of the index; the shard counts only once its index file stands beside it.
-
-    Each sample has `id`, `caption`, `region_captions` (N strings), `video`: latents (F, C, H, W) times the VAE's
-    scaling factor, and `masks`: a dict from subset (tuple of object indices) to latents of its union mask, alike.
-    """
-    data_dir = Path(data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    tensors, lines = {}, []
-    for sample in samples:
-        tensors[f"{sample['id']}.video"] = sample["video"].contiguous()
-        for subset, latents in sample["masks"].items():
-            tensors[f"{sample['id']}.mask.{subset_key(subset)}"] = latents.contiguous()
-        lines.append(json.dumps({key: sample[key] for key in ("id", "caption", "region_captions")}))
-    shard = data_dir / f"shard-{number:05d}.safetensors"
-    for path, write in (
-        (shard, lambda name: save_file(tensors, name)),
-        (shard.with_suffix(".jsonl"), lambda name: Path(name).write_text("\n".join(lines) + "\n")),
-    ):
-        temporary = f"{path}.tmp"
-        write(temporary)
-        os.replace(temporary, path)
+SETTINGS_FILE, EMPTY_PROMPT_FILE = "latents.json", "empty_prompt.safetensors"
+SETTINGS = (  # of latents.json
+    *("family", "num_frames", "height", "width", "num_subsets", "seed", "dtype", "text_shape", "vae_tiling"),
+    *("vae", "text_encoder"),  # fingerprints
+)
+OPEN_SHARDS = 8
 
 
-class LatentDataset(Dataset):
-    """Samples for Eq. 13 from a folder of shards; tensors are read from disk one sample at a time.
+class LatentSource:
+    """Clips of a folder of latents. Their ids and where they lie stay in memory, nothing else; it may be pickled.
 
-    An item is `{"latents": (F, 2C, H, W), "prompt": str, "is_fine": bool}`: with probability w the branch L_fine (a
-    random subset of the objects, its union mask, its joined regional captions), else L_diff (the full caption and the
-    null mask, zeros). The text is dropped with probability `text_dropout` in both.
-
-    Args:
-        data_dir (`str`): a folder that `write_shard` filled.
-        weight (`float`): w of Eq. 13.
-        text_dropout (`float`): probability of an empty prompt, for classifier-free guidance.
-        seed (`int`): with the epoch (`set_epoch`) and the index it fixes every draw.
+    Raises:
+        ValueError: if the folder holds no latents, or a clip twice.
     """
 
-    def __init__(self, data_dir: str | Path, weight: float = 1.0, text_dropout: float = 0.1, seed: int = 0):
-        if not 0 <= text_dropout <= 1:
-            raise ValueError(f"text_dropout is a probability and must lie in [0, 1], got {text_dropout}")
-        self.data_dir = Path(data_dir)
-        index_files = sorted(self.data_dir.glob("shard-*.jsonl"))
-        if not index_files:
-            raise ValueError(f"{data_dir} holds no latents: no shard-*.jsonl in it. Write some with `write_shard`.")
-        self.samples = []
-        for index_file in index_files:
-            shard = index_file.with_suffix(".safetensors").name
-            self.samples += [json.loads(line) | {"shard": shard} for line in index_file.read_text().splitlines()]
-        self.fine_probability = fine_probability(weight).item()  # the shards carry no CMI yet: w' is w
-        self.text_dropout, self.seed, self.epoch = text_dropout, seed, 0
-        self._shards = {}
+    precomputed = True
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.settings = read_settings(self.folder)
+        self.family: str = self.settings["family"]
+        self.num_frames: int = self.settings["num_frames"]
+        self.height: int = self.settings["height"]
+        self.width: int = self.settings["width"]
+        self.shape: tuple[int, ...] | None = None  # of a clip's latents; if set, others are bad samples
+        self.index_files = index_files(self.folder)
+        self.ids: list[str] = []
+        places, has_regions = [], []  # (index file, offset of the line in bytes)
+        for number, path in enumerate(self.index_files):
+            for offset, entry in read_index(path):
+                self.ids.append(entry["id"])
+                places.append((number, offset))
+                has_regions.append(bool(entry["regions"]))
+        if not self.ids:
+            raise ValueError(
+                f"{self.folder} holds no latents yet: run train_scripts/precompute_latents.py to its end."
+            )
+        if len(set(self.ids)) < len(self.ids):
+            seen: set[str] = set()
+            double = next(name for name in self.ids if name in seen or seen.add(name))
+            raise ValueError(
+                f"{self.folder} holds the clip {double!r} twice, since it has changed: run "
+                "train_scripts/precompute_latents.py to its end, which drops the old one."
+            )
+        self._places, self._has_regions = np.array(places, np.int64), np.array(has_regions)
+        self._forget()
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def _forget(self) -> None:
+        self._shards: dict[Path, Any] = {}
+        self._last: tuple[int, dict] | None = None
+        self._empty_prompt: torch.Tensor | None = None
 
-    def _read(self, shard: str, key: str) -> torch.Tensor:
-        if shard not in self._shards:
-            self._shards[shard] = safe_open(self.data_dir / shard, framework="pt")
-        return self._shards[shard].get_tensor(key)
+    def __getstate__(self):
+        return self.__dict__ | {"_shards": {}, "_last": None, "_empty_prompt": None}
 
-    def __getitem__(self, index: int) -> dict:
-        sample = self.samples[index]
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        video = self._read(sample["shard"], f"{sample['id']}.video").float()
-        is_fine = bool(rng.random() < self.fine_probability)
-        if is_fine:
-            subset = sample_subset(rng, len(sample["region_captions"]))
-            mask = self._read(sample["shard"], f"{sample['id']}.mask.{subset_key(subset)}").float()
-            prompt = join_captions(rng, [sample["region_captions"][i] for i in subset])
+    def has_regions(self, index: int) -> bool:
+        return bool(self._has_regions[index])
+
+    def regions(self, index: int) -> list[Region]:
+        """All stored subsets of the objects."""
+        regions = self._entry(index)["regions"]
+        return [Region(number, region["caption"], region["mean_cmi"]) for number, region in enumerate(regions)]
+
+    def draw_region(self, index: int, rng: np.random.Generator) -> Region:
+        """One of the stored subsets of the objects, all alike."""
+        regions = self.regions(index)
+        if not regions:
+            raise BadSampleError("it has no objects, so no region can be drawn")
+        return regions[rng.integers(len(regions))]
+
+    def read(self, index: int, region: Region | None, drop_text: bool = False) -> dict[str, Any]:
+        """One clip; without a region under its full caption, and without a mask.
+
+        Returns:
+            `dict`: `video`, and with a region `mask` (else None), fp32 latents times the VAE's scaling factor,
+            (F, C, h, w) for CogVideoX, (C, F, h, w) for ModelScope; `prompt`; `prompt_embeds` fp32 (L, D).
+
+        Raises:
+            BadSampleError: if the shard is missing or damaged.
+        """
+        entry = self._entry(index)
+        key = entry["key"]
+        shard = self.index_files[self._places[index, 0]].with_suffix(".safetensors")
+        video = self._tensor(shard, f"{key}.video")
+        mask = None if region is None else self._tensor(shard, f"{key}.mask.{region.number}")
+        if drop_text:
+            prompt, embeds = "", self._read_empty_prompt().clone()
+        elif region is None:
+            prompt, embeds = entry["caption"], self._tensor(shard, f"{key}.text")
         else:
-            mask = torch.zeros_like(video)
-            prompt = sample["caption"]
-        if rng.random() < self.text_dropout:
-            prompt = ""
-        return {"latents": torch.cat([video, mask], dim=1), "prompt": prompt, "is_fine": is_fine}  # (F, 2C, H, W)
+            prompt, embeds = region.caption, self._tensor(shard, f"{key}.text.{region.number}")
+        text_shape = tuple(self.settings["text_shape"])
+        for name, tensor, shape in (
+            ("video", video, self.shape),
+            ("mask", mask, self.shape),
+            ("text", embeds, text_shape),
+        ):
+            if shape and tensor is not None and tuple(tensor.shape) != shape:
+                raise BadSampleError(f"its {name} in {shard} is {tuple(tensor.shape)}, that of other clips {shape}")
+        return {"video": video, "mask": mask, "prompt": prompt, "prompt_embeds": embeds}
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        if self._last is None or self._last[0] != index:
+            number, offset = self._places[index].tolist()
+            try:
+                with open(self.index_files[number], "rb") as file:
+                    file.seek(offset)
+                    self._last = index, json.loads(file.readline())
+            except (OSError, ValueError) as error:
+                raise BadSampleError(f"its line in {self.index_files[number]} cannot be read: {error}") from error
+        return self._last[1]
+
+    def _tensor(self, shard: Path, name: str) -> torch.Tensor:
+        try:
+            if shard not in self._shards:
+                if len(self._shards) >= OPEN_SHARDS:
+                    del self._shards[next(iter(self._shards))]
+                self._shards[shard] = safe_open(shard, framework="pt")
+            tensor = self._shards[shard].get_tensor(name).to(torch.float32, copy=True)
+        except (OSError, SafetensorError) as error:
+            raise BadSampleError(f"{name.partition('.')[2]} cannot be read from {shard}: {error}") from error
+        if not torch.isfinite(tensor).all():
+            raise BadSampleError(f"{name.partition('.')[2]} holds NaN or inf in {shard}")
+        return tensor
+
+    def _read_empty_prompt(self) -> torch.Tensor:
+        if self._empty_prompt is None:
+            path = self.folder / EMPTY_PROMPT_FILE
+            try:
+                self._empty_prompt = load_file(path)["text"].float()
+            except (OSError, SafetensorError, KeyError) as error:
+                raise BadSampleError(f"the empty prompt's embedding cannot be read from {path}: {error}") from error
+        return self._empty_prompt
+
+
+class ShardWriter:
+    """Collects clips and writes a shard of every `shard_size` of them; what is left when the `with` block ends.
+
+    Processes that write to one folder need ranks of their own.
+    """
+
+    def __init__(self, folder: str | os.PathLike, rank: int = 0, shard_size: int = 32):
+        self.folder, self.rank, self.shard_size = Path(folder), rank, shard_size
+        self.folder.mkdir(parents=True, exist_ok=True)
+        used = [int(path.stem.split("-")[2]) for path in self.folder.glob(f"shard-{rank:03d}-*.safetensors")]
+        self.number = max(used, default=-1) + 1
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._entries: list[dict] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_) -> None:  # also after an error: the clips that were finished are kept
+        self.flush()
+
+    def add(self, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """One clip. entry: a line of the index; tensors: `video`, `text`, and `mask.k`, `text.k` for each region."""
+        self._entries.append(entry)
+        for name, tensor in tensors.items():
+            self._tensors[f"{entry['key']}.{name}"] = (
+                tensor.detach()
+                .cpu()
+                .clone(
+                    memory_format=torch.contiguous_format  # safetensors refuses views of one memory
+                )
+            )
+        if len(self._entries) >= self.shard_size:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._entries:
+            return
+        shard = self.folder / f"shard-{self.rank:03d}-{self.number:05d}.safetensors"
+        write_whole(shard, lambda path: Path(path).write_bytes(save(self._tensors)))
+        write_index(shard.with_suffix(".jsonl"), self._entries)
+        self.number, self._tensors, self._entries = self.number + 1, {}, []
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the latents of a folder were made with. Raises ValueError if it says nothing of it."""
+    path = folder / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text())
+        missing = [name for name in SETTINGS if name not in settings]
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} holds no latents: no {SETTINGS_FILE} in it. Make some with train_scripts/precompute_latents.py."
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: make the latents anew.")
+    return settings
+
+
+def open_folder(folder: Path, settings: dict[str, Any], empty_prompt: torch.Tensor) -> None:
+    """Make a folder ready for clips of these settings, or go on with it, without the leftovers of a run that was killed.
+
+    Raises:
+        ValueError: if it holds latents that were made with others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / SETTINGS_FILE).exists() or index_files(folder):
+        found = read_settings(folder)
+        other = [
+            f"{name} {found.get(name)!r}, not {value!r}"
+            for name, value in settings.items()
+            if found.get(name) != value
+        ]
+        if other:
+            raise ValueError(f"{folder} holds latents of other settings ({'; '.join(other)}): take another folder.")
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
+    for shard in folder.glob("shard-*.safetensors"):
+        if not shard.with_suffix(".jsonl").exists():
+            shard.unlink()
+    empty = save({"text": empty_prompt.cpu().contiguous()})
+    write_whole(folder / EMPTY_PROMPT_FILE, lambda path: Path(path).write_bytes(empty))
+    write_whole(folder / SETTINGS_FILE, lambda path: Path(path).write_text(json.dumps(settings, indent=2) + "\n"))
+
+
+def keep_only(folder: Path, keys: set[str]) -> int:
+    """Drop all clips whose key is not in `keys`, with the shards that get empty by it; returns how many were dropped."""
+    dropped = 0
+    for path in index_files(folder):
+        entries = [entry for _, entry in read_index(path)]
+        kept = [entry for entry in entries if entry["key"] in keys]
+        dropped += len(entries) - len(kept)
+        if not kept:
+            path.unlink()
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+        elif len(kept) < len(entries):
+            write_index(path, kept)
+    return dropped
+
+
+def index_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.jsonl"))
+
+
+def read_index(path: Path):
+    """Yields (offset in bytes, entry) for every line. Raises ValueError if the file is damaged."""
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                entry["id"], entry["key"], entry["caption"], entry["regions"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}): delete it and run precompute_latents.py again."
+                ) from error
+            yield offset, entry
+            offset += len(line)
+
+
+def write_index(path: Path, entries: list[dict]) -> None:
+    write_whole(path, lambda name: Path(name).write_text("".join(json.dumps(entry) + "\n" for entry in entries)))
+
+
+def write_whole(path: Path, write: Callable[[str], Any]) -> None:
+    """Let `write` make the file under another name first, so that none of the right name is ever half written."""
+    temporary = f"{path}.tmp"
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,4 +1,6 @@
-"""Random subsets of a video's objects and the caption that belongs to each (Sec. 3.3, "Training Scheme")."""
+"""Random subsets of a video's objects, and the caption and the mean CMI that belong to each (Sec. 3.3)."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,8 +14,22 @@ def non_empty_subsets(num_objects: int) -> list[tuple[int, ...]]:
 
 def sample_subset(rng: np.random.Generator, num_objects: int) -> tuple[int, ...]:
     """A uniform draw from the non-empty subsets of the objects."""
-    subsets = non_empty_subsets(num_objects)
-    return subsets[rng.integers(len(subsets))]
+    if num_objects < 1:
+        raise ValueError(f"a subset needs at least one object, got num_objects={num_objects}")
+    while True:  # all subsets are alike to n coins; the empty one, at most half of them, is drawn anew
+        subset = np.flatnonzero(rng.integers(0, 2, num_objects))
+        if len(subset):
+            return tuple(subset.tolist())
+
+
+def distinct_subsets(rng: np.random.Generator, num_objects: int, count: int) -> list[tuple[int, ...]]:
+    """`count` different non-empty subsets in random order, or all of them if there are no more than that."""
+    if num_objects < 64 and 2**num_objects - 1 <= count:
+        return non_empty_subsets(num_objects)
+    subsets: dict[tuple[int, ...], None] = {}
+    while len(subsets) < count:
+        subsets[sample_subset(rng, num_objects)] = None
+    return list(subsets)
 
 
 def join_captions(rng: np.random.Generator, captions: list[str]) -> str:
@@ -21,11 +37,14 @@ def join_captions(rng: np.random.Generator, captions: list[str]) -> str:
     return JOINER.join(captions[i] for i in rng.permutation(len(captions)))
 
 
-def union_mask(masks: np.ndarray, subset: tuple[int, ...]) -> np.ndarray:
-    """The pixel-wise union of the subset's masks. masks: bool, (N, F, H, W); returns bool, (F, H, W)."""
-    return masks[list(subset)].any(axis=0)
+def mean_cmi(cmi: Sequence[Sequence[float]] | None, subset: tuple[int, ...]) -> float:
+    """Ī of Eq. 13: the mean of the CMI over the subset's pairs, both orders averaged; 0 for one object.
 
-
-def mask_to_rgb(mask: np.ndarray) -> np.ndarray:
-    """A mask as the RGB video that the VAE encodes: bool (F, H, W) to float32 in {-1, +1}, (F, H, W, 3)."""
-    return np.repeat(mask[..., None], 3, axis=-1).astype(np.float32) * 2 - 1
+    Args:
+        cmi: Eq. 12 for all pairs of the video's objects, (N, N); None where it was not computed: Ī is 0.
+        subset: indices of the sampled objects.
+    """
+    if cmi is None or len(subset) < 2:
+        return 0.0
+    chosen = np.asarray(cmi, np.float64)[np.ix_(subset, subset)]
+    return float(chosen[~np.eye(len(subset), dtype=bool)].mean())

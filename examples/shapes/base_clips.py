@@ -1,0 +1,69 @@
+"""What base training sees of the small world: latents of its clips, and their captions. For `train_base*.py`."""
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from diffusers_jdm.data.shapes import full_caption, phrase, sample_clip
+
+
+def to_tensor(videos):
+    """uint8 (F, H, W, 3), a list of them → (B, 3, F, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(videos)).float().permute(0, 4, 1, 2, 3) / 127.5 - 1
+
+
+OBJECTS: dict[tuple[int, int, int], tuple] = {}
+
+
+@torch.no_grad()
+def encode_clips(base, vae, seed, count, num_frames, cache_file, chunk=32):
+    """Latents of training clips, times the scaling factor; kept in one safetensors file."""
+    if cache_file.exists():
+        return load_file(cache_file)["latents"].float()
+    latents = []
+    for start in tqdm(range(0, count, chunk), desc=f"encoding clips of {num_frames} frames"):
+        clips = [sample_clip(seed, i, num_frames=num_frames) for i in range(start, min(start + chunk, count))]
+        OBJECTS.update({(seed, start + i, num_frames): clip.objects for i, clip in enumerate(clips)})
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = base.encode(vae, to_tensor([clip.video for clip in clips]))
+        latents.append(encoded.float() * vae.config.scaling_factor)
+    latents = torch.cat(latents).half()
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache_file.with_suffix(".tmp")
+    save_file({"latents": latents.contiguous()}, temporary)
+    temporary.replace(cache_file)
+    return latents.float()
+
+
+def make_caption(seed, index, num_frames, rng):
+    """A caption of that training clip in a template drawn anew, as recaptioning would give."""
+    objects = objects_of(seed, index, num_frames)
+    with_motion = num_frames > 1 and rng.random() < 0.5
+    phrases = [phrase(objects[i], with_motion) for i in rng.permutation(len(objects))]
+    caption = full_caption(phrases, rng)
+    return caption + "." if rng.random() < 0.3 else caption
+
+
+def objects_of(seed, index, num_frames):
+    key = (seed, index, num_frames)
+    if key not in OBJECTS:
+        OBJECTS[key] = sample_clip(seed, index, num_frames=num_frames).objects
+    return OBJECTS[key]
+
+
+def swap_validation(base, vae, seed, count=64):
+    videos, captions, swapped = [], [], []
+    index = 0
+    while len(videos) < count:
+        clip = sample_clip(seed, index, num_objects=2, num_frames=1)
+        index += 1
+        first, second = clip.objects
+        if first.shape == second.shape:
+            continue
+        videos.append(clip.video)
+        captions.append(f"a {first.colour} {first.shape} and a {second.colour} {second.shape}")
+        swapped.append(f"a {first.colour} {second.shape} and a {second.colour} {first.shape}")
+    with torch.no_grad():
+        latents = base.encode(vae, to_tensor(videos)) * vae.config.scaling_factor
+    return latents, captions, swapped

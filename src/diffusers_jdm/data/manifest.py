@@ -1,0 +1,240 @@
+"""The manifest of a training set: parquet files in a folder, one row a clip, with the masks of its objects as RLE.
+
+The videos lie beside them, at paths relative to the folder. `masks.rle_encode` writes the masks.
+"""
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:
+    raise ImportError('reading and writing manifests needs pyarrow: pip install "diffusers-jdm[train]"') from error
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("video", pa.string()),  # relative to the manifest's folder
+        ("caption", pa.string()),  # of the whole video; null: the regional captions stand for it
+        ("num_frames", pa.int32()),  # of the video file, like the next three
+        ("fps", pa.float32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("frame_index", pa.list_(pa.int32())),  # the frames that have masks; rising, counted from 0 in the file
+        ("cmi", pa.list_(pa.list_(pa.float32()))),  # Eq. 12, n × n, the diagonal 0; null: not computed
+        (
+            "regions",  # the objects
+            pa.list_(
+                pa.struct(
+                    [
+                        ("name", pa.string()),
+                        ("caption", pa.string()),
+                        ("track_id", pa.int32()),
+                        ("area", pa.float32()),  # mean share of the frame
+                        ("rle", pa.list_(pa.binary())),  # the mask of frame_index[k], height × width
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+"""The columns that a manifest must have; it may have more."""
+
+LARGE_ROW_GROUP = 2**28  # bytes; a row group is held in memory to read one row of it
+
+
+class BadSampleError(Exception):
+    """This clip cannot be used; the message says why. The others may be sound."""
+
+
+def write_manifest(
+    folder: str | os.PathLike, rows: Iterable[dict[str, Any]], rows_per_file: int = 1000, row_group_size: int = 64
+) -> None:
+    """Write a manifest of `rows`, dicts with the keys of `SCHEMA`; the files appear when all are written.
+
+    Raises:
+        FileExistsError: if the folder holds a manifest already.
+        ValueError: if a row does not fit the schema.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob("*.parquet")):
+        raise FileExistsError(
+            f"{folder} holds a manifest already: delete its *.parquet files, or take another folder."
+        )
+    for leftover in folder.glob("manifest-*.parquet.tmp"):
+        leftover.unlink()
+    rows, temporary = iter(rows), []
+    while chunk := list(islice(rows, rows_per_file)):
+        temporary.append(folder / f"manifest-{len(temporary):05d}.parquet.tmp")
+        try:
+            table = pa.Table.from_pylist(chunk, schema=SCHEMA)
+        except (pa.ArrowException, OverflowError) as error:
+            raise ValueError(f"rows of the manifest do not fit its schema: {error}") from error
+        pq.write_table(table, temporary[-1], row_group_size=row_group_size, compression="zstd")
+    for number, path in enumerate(temporary):
+        os.replace(path, folder / f"manifest-{number:05d}-of-{len(temporary):05d}.parquet")
+
+
+class Manifest:
+    """The rows of a manifest, read when asked for: only the ids stay in memory, and the row group that was read last.
+
+    It may be pickled, and used after a fork.
+
+    Raises:
+        ValueError: if it is wrong as a whole: no files or rows, columns missing or of another type, ids twice.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.files = sorted(self.folder.glob("*.parquet"))
+        if not self.files:
+            raise ValueError(f"{self.folder} holds no manifest: no *.parquet in it.")
+        _check_complete(self.files)
+        self.ids: list[str] = []
+        groups = []  # (file, row group in it, rows up to its end)
+        for number, path in enumerate(self.files):
+            ids, sizes = _read_ids(path)
+            for group, size in enumerate(sizes):
+                groups.append((number, group, size))
+            self.ids += ids
+        if not self.ids:
+            raise ValueError(f"{self.folder} holds a manifest without rows.")
+        if len(set(self.ids)) < len(self.ids):
+            (double, times), *_ = Counter(self.ids).most_common(1)
+            raise ValueError(f"the manifest in {self.folder} has the id {double!r} {times} times; ids must be unique.")
+        self._groups = np.array([group[:2] for group in groups])
+        self._ends = np.cumsum([group[2] for group in groups])
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid, self._open, self._group = os.getpid(), (None, None), (None, None)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_pid": None, "_open": (None, None), "_group": (None, None)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index` as a dict with the keys of `SCHEMA`. Raises BadSampleError if it is damaged on disk."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"the manifest has {len(self)} rows, asked for row {index}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        file, group = self._groups[number].tolist()
+        if self._pid != os.getpid():  # a handle that was opened before a fork shares its position with the parent's
+            self._forget()
+        try:
+            if self._group[0] != number:
+                if self._open[0] != file:
+                    self._open = file, pq.ParquetFile(self.files[file])
+                self._group = number, self._open[1].read_row_group(group, columns=SCHEMA.names, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            self._forget()
+            raise BadSampleError(f"its row in {self.files[file].name} cannot be read: {_one_line(error)}") from error
+        table = self._group[1]
+        return table.slice(index - int(self._ends[number]) + table.num_rows, 1).to_pylist()[0]
+
+
+def check_row(row: dict[str, Any]) -> None:
+    """Raises BadSampleError, with the reason, if a row of a manifest contradicts itself or lacks what training needs."""
+    for key in ("video", "num_frames", "height", "width", "frame_index", "regions"):
+        if row[key] is None or row[key] == "":
+            raise BadSampleError(f"the manifest has no {key!r} for it")
+    if row["height"] < 1 or row["width"] < 1:
+        raise BadSampleError(f"height and width must be positive, got {row['height']} and {row['width']}")
+    frames, regions = row["frame_index"], row["regions"]
+    if not frames or None in frames or frames[0] < 0 or any(b <= a for a, b in pairwise(frames)):
+        raise BadSampleError("frame_index must hold rising frame numbers from 0 on")
+    if frames[-1] >= row["num_frames"]:
+        raise BadSampleError(f"frame_index names frame {frames[-1]}, but num_frames is {row['num_frames']}")
+    if row["caption"] is not None and not row["caption"].strip():
+        raise BadSampleError("its caption is empty (a null stands for the regional captions)")
+    if row["caption"] is None and not regions:
+        raise BadSampleError("it has neither a caption nor objects")
+    for number, region in enumerate(regions):
+        if region is None or not (region["caption"] or "").strip():
+            raise BadSampleError(f"the caption of object {number} is empty")
+        if region["rle"] is None or len(region["rle"]) != len(frames) or None in region["rle"]:
+            found = sum(rle is not None for rle in region["rle"] or ())
+            raise BadSampleError(f"object {number} has {found} masks for {len(frames)} frames")
+    _check_cmi(row["cmi"], len(regions))
+
+
+def _check_cmi(cmi: list[list[float]] | None, num_objects: int) -> None:
+    if cmi is None:
+        return
+    if len(cmi) != num_objects or any(line is None or len(line) != num_objects for line in cmi):
+        raise BadSampleError(f"the CMI matrix must be {num_objects}×{num_objects}, as there are {num_objects} objects")
+    if not np.isfinite(np.array(cmi, np.float64)).all():  # a null becomes NaN here
+        raise BadSampleError("the CMI matrix holds NaN, inf or null values")
+
+
+def _check_complete(files: list[Path]) -> None:
+    """Raises ValueError if one is missing of files that are named ...-00001-of-00005.parquet."""
+    matches = [match for path in files if (match := re.fullmatch(r"(.*-)\d+-of-(\d+)", path.stem))]
+    for (prefix, total), found in Counter(match.groups() for match in matches).items():
+        if found != int(total):
+            raise ValueError(
+                f"the manifest in {files[0].parent} is not complete: {found} of the {int(total)} files {prefix}*.parquet "
+                "are there."
+            )
+
+
+def _read_ids(path: Path) -> tuple[list[str], list[int]]:
+    """The ids of one file and the sizes of its row groups. Raises ValueError if it is no such manifest."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            for field in SCHEMA:
+                if field.name not in schema.names:
+                    raise ValueError(f"{path} lacks the column {field.name!r}; it needs {', '.join(SCHEMA.names)}.")
+                if not _alike(schema.field(field.name).type, field.type):
+                    raise ValueError(
+                        f"{path}: the column {field.name!r} is of type {schema.field(field.name).type}; it must be "
+                        f"{field.type}."
+                    )
+            ids = file.read(columns=["id"], use_threads=False).column("id")
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a parquet file: {_one_line(error)}") from error
+    if ids.null_count:
+        raise ValueError(f"{path} holds a row without an id.")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if any(group.total_byte_size > LARGE_ROW_GROUP for group in groups):
+        warnings.warn(
+            f"{path} has row groups of more than {LARGE_ROW_GROUP >> 20} MiB, and one of them is held in memory to read a "
+            "row: write it anew with `row_group_size=64`.",
+            stacklevel=3,
+        )
+    return ids.to_pylist(), [group.num_rows for group in groups]
+
+
+def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether the types agree but for their widths: other writers have int64, float64 and large strings."""
+    types = pa.types
+    if types.is_struct(wanted):
+        names = {field.name for field in found} if types.is_struct(found) else set()
+        return all(field.name in names and _alike(found.field(field.name).type, field.type) for field in wanted)
+    if types.is_list(wanted):
+        is_list = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+        return is_list and _alike(found.value_type, wanted.value_type)
+    kinds = (
+        (types.is_integer,),
+        (types.is_floating,),
+        (types.is_string, types.is_large_string),
+        (types.is_binary, types.is_large_binary),
+    )
+    return any(any(test(found) for test in kind) and any(test(wanted) for test in kind) for kind in kinds)
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

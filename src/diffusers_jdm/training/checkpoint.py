@@ -1,0 +1,255 @@
+"""Checkpoints that are whole or not there: written under a temporary name, with checksums that are tried on resume."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .config import TrainConfig
+from .engines import checkpoint_kind
+from .errors import TrainingError, one_line
+from .lora import load_trainable_state_dict, trainable_state_dict
+
+logger = logging.getLogger(__name__)
+
+# What must be the same for a run to go on, and what for it to see the samples in the same order.
+FIXED_BY_THE_FIRST_RUN = ("objective", "use_lora", "use_ema", "use_8bit_adam")
+DECIDES_THE_ORDER = ("seed", "heldout_samples")
+
+TRAINER_STATE, CHECKSUMS = "trainer_state.json", "checksums.json"
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, trainer_state: dict) -> None:
+    """Writes accelerate's state (weights, optimizer, LR, EMA, RNG of every process) and `trainer_state` to `folder`.
+
+    A run that is killed meanwhile leaves at most `folder` + ".partial". All processes must call this.
+
+    Raises:
+        TrainingError: it cannot be written; the disk may be full.
+    """
+    try:
+        _write(accelerator, folder, trainer_state)
+    except (OSError, RuntimeError, SafetensorError) as error:  # three libraries, three kinds
+        raise TrainingError(
+            f"{folder} cannot be written ({one_line(error)}); the checkpoints before it are whole. Make room on the disk, "
+            "then go on with --resume_from_checkpoint latest."
+        ) from error
+
+
+def _write(accelerator: Accelerator, folder: Path, trainer_state: dict) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    if accelerator.is_main_process:
+        for leftover in folder.parent.glob("checkpoint-*.partial*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        trainer_state = trainer_state | {"engine": checkpoint_kind(accelerator)}
+        (partial / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=2))
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sums = {str(path.relative_to(partial)): _sha256(path) for path in files}
+        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2))
+        for path in [*files, partial / CHECKSUMS, partial]:
+            _flush(path)
+        _remove(folder)  # of an earlier run, or damaged
+        partial.rename(folder)
+        _flush(folder.parent)
+    accelerator.wait_for_everyone()
+
+
+def remove_old_checkpoints(output_dir: Path, limit: int | None, step: int) -> None:
+    """Keeps the newest `limit` checkpoints up to `step`; None keeps all. Damaged ones may lie after it."""
+    folders = [folder for folder in checkpoints(output_dir) if step_of(folder) <= step]
+    for folder in folders[: len(folders) - limit] if limit else []:
+        _remove(folder)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The folders `checkpoint-N`, oldest first; not the partial ones."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
+    return sorted(folders, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.split("-", 1)[1])
+
+
+def find_checkpoint(accelerator: Accelerator, output_dir: Path, wanted: str | None) -> Path | None:
+    """The checkpoint to go on from, the same on all processes; None to start anew.
+
+    Args:
+        wanted: None, a folder (also one of `output_dir`, by its name), or "latest": the newest one in `output_dir` that is
+            undamaged, if there is any.
+
+    Raises:
+        TrainingError: the folder that is named is damaged or no checkpoint, or all those in `output_dir` are damaged; or
+            there are checkpoints in `output_dir` that the run would mix its own with.
+    """
+    answer = [None, None]  # folder, error
+    if accelerator.is_main_process:
+        try:
+            if wanted is None:
+                _refuse_to_mix(output_dir, after=0)
+            else:
+                answer[0] = _newest(output_dir) if wanted == "latest" else _named(output_dir, Path(wanted))
+        except TrainingError as error:
+            answer[1] = str(error)
+    answer = broadcast_object_list(answer)
+    if answer[1]:
+        raise TrainingError(answer[1])
+    return answer[0]
+
+
+def _newest(output_dir: Path) -> Path | None:
+    damages = []
+    for folder in reversed(checkpoints(output_dir)):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        damages.append(damage)
+        logger.warning("%s is damaged (%s); trying the checkpoint before it.", folder, damage)
+    if damages:
+        raise TrainingError(
+            f"all {len(damages)} checkpoints in {output_dir} are damaged (the newest: {damages[0]}): move them away to start "
+            "anew."
+        )
+    logger.info("no checkpoint in %s: starting anew.", output_dir)
+    return None
+
+
+def _named(output_dir: Path, folder: Path) -> Path:
+    if not folder.is_dir() and (output_dir / folder).is_dir():
+        folder = output_dir / folder
+    if not folder.is_dir():
+        raise TrainingError(f"--resume_from_checkpoint {folder} does not exist; name a checkpoint folder or 'latest'.")
+    damage = find_damage(folder)
+    if damage:
+        raise TrainingError(
+            f"--resume_from_checkpoint {folder} is damaged ({damage}); use an earlier one, or 'latest'."
+        )
+    _refuse_to_mix(output_dir, after=read_trainer_state(folder)["step"])
+    return folder
+
+
+def _refuse_to_mix(output_dir: Path, after: int) -> None:
+    """Raises TrainingError if there are checkpoints of later steps, which 'latest' would take for this run's."""
+    later = [folder for folder in checkpoints(output_dir) if step_of(folder) > after and not find_damage(folder)]
+    if later:
+        raise TrainingError(
+            f"--output_dir {output_dir} holds {later[-1].name} of a run before: go on with it by --resume_from_checkpoint "
+            f"latest, or move it{' and the others' if len(later) > 1 else ''} away, or take another --output_dir."
+        )
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every file is as it was written."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        expected = {name: sums[name] for name in (TRAINER_STATE, *sums)}
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{CHECKSUMS} is missing or unreadable"
+    for name, digest in expected.items():
+        try:
+            if _sha256(folder / name) != digest:
+                return f"{name} has changed since it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
+    return None
+
+
+def read_trainer_state(folder: Path) -> dict:
+    return json.loads((folder / TRAINER_STATE).read_text())
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
+    """Raises TrainingError if the checkpoint is of another engine, or the model another one than that of the checkpoint."""
+    now = checkpoint_kind(accelerator)
+    then = read_trainer_state(folder).get("engine", now)
+    if then != now:
+        raise TrainingError(
+            f"{folder} was written by {then}, which {now} cannot read: go on as the run before was started."
+        )
+    try:
+        accelerator.load_state(str(folder))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"{folder} does not fit this model: {one_line(error)} Go on with the flags of the run before."
+        ) from error
+    accelerator.step = 0  # batches into an accumulation: none, also if it has another length now
+
+
+def check_same_run(folder: Path, state: dict, config: TrainConfig, num_samples: int) -> None:
+    """Raises TrainingError where the checkpoint does not fit the flags; warns where the run will not be the same."""
+    now, then = dataclasses.asdict(config), state["config"]
+    fixed = [*FIXED_BY_THE_FIRST_RUN]
+    fixed += ["rank", "lora_alpha"] if config.use_lora else []
+    fixed += ["max_train_steps"] if config.lr_scheduler == "onecycle" else []
+    for name in fixed:
+        if now[name] != then[name]:
+            raise TrainingError(
+                f"{folder} was trained with --{name} {then[name]}, not {now[name]}: go on with the same."
+            )
+    changed = [f"--{name}" for name in DECIDES_THE_ORDER if now[name] != then[name]]
+    if state["num_samples"] != num_samples:
+        changed.append(f"the number of samples ({state['num_samples']} then, {num_samples} now)")
+    if changed:
+        logger.warning("%s differ from the run before: the samples come in another order now.", ", ".join(changed))
+
+
+def save_only_trainable(accelerator: Accelerator) -> None:
+    """Makes `save_state` and `load_state` leave out frozen weights, which a LoRA's base has gigabytes of.
+
+    FSDP and DeepSpeed have formats of their own, with all weights; there nothing changes.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    name = "trainable.safetensors"
+
+    def save(models, weights, output_dir):
+        weights.clear()
+        if accelerator.is_main_process:
+            tensors = trainable_state_dict(accelerator.unwrap_model(models[0]))
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, Path(output_dir) / name)
+
+    def load(models, input_dir):
+        load_trainable_state_dict(accelerator.unwrap_model(models.pop()), load_file(Path(input_dir) / name))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that a rename never stands for content that a power cut loses."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a kill meanwhile leaves no half checkpoint under a valid name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{folder.name}.partial-removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)

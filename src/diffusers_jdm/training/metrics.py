@@ -1,0 +1,116 @@
+"""What a line of the log says: means since the last line, over all processes, without a synchronisation at each step."""
+
+import json
+import os
+import resource
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+SUMS = ("weight", "loss", "video", "fine", "mask", "samples", "fine_probability", "bad_steps")
+
+
+class Window:
+    """Sums over the steps since the last line of the log."""
+
+    def __init__(self, device: torch.device, sums: list[float] | None = None):
+        self.sums = dict(zip(SUMS, torch.tensor(sums or [0.0] * len(SUMS), device=device)))
+        self.start, self.timed_samples, self.timed_wait = time.perf_counter(), 0, 0.0
+
+    def state(self) -> list[float]:
+        """For a checkpoint: a run that goes on from there writes the same line as one that was never stopped."""
+        return torch.stack(list(self.sums.values())).tolist()
+
+    def add(self, losses: dict[str, torch.Tensor], batch: dict, data_wait: float) -> None:
+        """`losses` as `joint_loss` gives them; `data_wait` in seconds."""
+        # A NaN would make the whole line NaN; what it did to its step is told by `bad_steps`.
+        weight = batch["weight"] * torch.isfinite(losses["per_sample"])
+        fine = weight * batch["is_fine"]
+        parts = {name: value.detach().nan_to_num(0, 0, 0) for name, value in losses.items()}
+        values = {
+            "weight": weight.sum(),
+            "loss": (weight * parts["per_sample"]).sum(),
+            "video": (weight * parts["video"]).sum(),
+            "samples": len(batch["fine_probability"]),
+            "fine_probability": batch["fine_probability"].sum(),
+        }
+        if "mask" in losses:
+            values |= {"fine": fine.sum(), "mask": (fine * parts["mask"]).sum()}
+        for name, value in values.items():
+            self.sums[name] += value
+        self.timed_samples += len(batch["fine_probability"])
+        self.timed_wait += data_wait
+
+    @contextmanager
+    def paused(self):
+        """Checkpoints and validations do not count as training time."""
+        begin = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begin
+
+    def add_bad_step(self) -> None:
+        self.sums["bad_steps"] += 1
+
+    def line(self, accelerator: Accelerator, joint: bool) -> dict[str, float]:
+        """The means, the same on all processes, and a new window. All processes must call this."""
+        seconds = time.perf_counter() - self.start
+        local = torch.stack([*self.sums.values(), self.sums["weight"].new_tensor(self.timed_samples)])
+        total = accelerator.reduce(local, reduction="sum").tolist()
+        sums, samples = dict(zip(SUMS, total)), total[-1]
+        line = {
+            "loss": sums["loss"] / max(sums["weight"], 1e-8),
+            "loss/video": sums["video"] / max(sums["weight"], 1e-8),
+        }
+        if joint:
+            line["loss/mask"] = sums["mask"] / sums["fine"] if sums["fine"] else None
+            line["mean_fine_probability"] = sums["fine_probability"] / max(sums["samples"], 1e-8)
+        line |= {
+            "samples_per_second": samples / seconds,
+            "data_wait": self.timed_wait / seconds,
+            "peak_memory_gib": peak_memory(accelerator.device) / 2**30,
+        }
+        if sums["bad_steps"]:
+            line["bad_steps"] = round(sums["bad_steps"] / accelerator.num_processes)
+        self.__init__(accelerator.device)
+        return line
+
+
+def peak_memory(device: torch.device) -> int:
+    """In bytes: of the accelerator since the start, or of this process where the CPU computes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Log:
+    """`log.jsonl`: a JSON object a line, each with its `step`. Lines after `step`, of a run that was killed, go, and those
+    of `step` itself that have the key `again`, which will be written again.
+    """
+
+    def __init__(self, path: Path, step: int, again: str | None = None):
+        self.path = path
+        drop_lines_after(path, step, again)
+
+    def write(self, step: int, line: dict) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+
+
+def drop_lines_after(path: Path, step: int, again: str | None = None) -> None:
+    """From a file of JSON lines: those of later steps, half lines, and those of `step` that have the key `again`."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+            if line["step"] < step or (line["step"] == step and again not in line):
+                kept.append(text)
+        except (ValueError, TypeError, KeyError):
+            continue  # of a process that was killed while it wrote
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(text + "\n" for text in kept))
+    os.replace(temporary, path)

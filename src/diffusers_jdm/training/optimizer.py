@@ -1,0 +1,44 @@
+"""AdamW and its learning rate, of which one step is one optimizer step on any number of processes."""
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from .config import TrainConfig
+
+
+def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, fp32 or, with `use_8bit_adam`, that of bitsandbytes."""
+    if config.use_8bit_adam:
+        import bitsandbytes
+
+        optimizer_class = bitsandbytes.optim.AdamW8bit
+    else:
+        optimizer_class = torch.optim.AdamW
+    return optimizer_class(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+    )
+
+
+def build_lr_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer):
+    """The learning rate as a function of the optimizer step.
+
+    It must not go through `accelerator.prepare`: accelerate steps a prepared schedule once a process, which ends OneCycle
+    with an error and others too early.
+    """
+    if config.lr_scheduler == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.learning_rate,
+            total_steps=config.max_train_steps,
+            cycle_momentum=False,  # would change AdamW's beta1; not in the paper
+        )
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+    )

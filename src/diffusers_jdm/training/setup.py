@@ -1,0 +1,114 @@
+"""Wiring that both train scripts need: the accelerator, and the pipeline with what is trained of it."""
+
+import dataclasses
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from diffusers import DiffusionPipeline, UNet3DConditionModel
+from safetensors import SafetensorError
+
+from ..inflation import inflate
+from ..models.unet_modelscope_jdm import support_gradient_checkpointing
+from .backbones import Backbone
+from .config import TrainConfig
+from .engines import autocast, check_engine
+from .errors import TrainingError, one_line
+from .lora import add_lora
+
+logger = logging.getLogger(__name__)
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    output_dir = Path(config.output_dir)
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            mixed_precision=config.mixed_precision,
+            log_with=config.report_to,
+            project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout))],
+        )
+    except ValueError as error:  # fp16 on a CPU, for one
+        raise TrainingError(f"accelerate cannot do what the flags or its config ask for: {one_line(error)}") from error
+    logging.basicConfig(
+        format="%(asctime)s - %(levelname)s - %(message)s",
+        level=logging.INFO if accelerator.is_main_process else logging.WARNING,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    check_engine(config, accelerator)
+    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
+    set_seed(config.seed, device_specific=True)
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    if config.report_to:
+        known = {name: value for name, value in settings_of(config).items() if value is not None}
+        accelerator.init_trackers("diffusers-jdm", config=known)
+    return accelerator
+
+
+def settings_of(config: TrainConfig) -> dict:
+    """The flags, without what nobody else may see."""
+    return dataclasses.asdict(config) | {"hub_token": None}
+
+
+def load_pipeline(config: TrainConfig, backbone_class: type[Backbone]) -> DiffusionPipeline:
+    """The pipeline to train: its denoiser joint unless the objective is direct, its other parts as they are."""
+    path = config.pretrained_model_name_or_path
+    try:
+        pipe = DiffusionPipeline.from_pretrained(path, revision=config.revision, variant=config.variant)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
+    if config.objective == "jdm" and not isinstance(pipe, backbone_class.joint_pipeline):
+        denoiser = getattr(pipe, backbone_class.component)
+        pipe = backbone_class.joint_pipeline(**pipe.components | {backbone_class.component: inflate(denoiser)})
+    return pipe
+
+
+def prepare_pipeline(
+    config: TrainConfig, accelerator: Accelerator, backbone: Backbone, precomputed: bool
+) -> list[torch.Tensor]:
+    """Freezes and places what is not trained, and makes trainable what is: all of the denoiser, in fp32, or a LoRA.
+
+    Returns:
+        The embeddings of the validation prompts and, last, of the empty prompt, (1, L, D) each, so that validation needs
+        no text encoder: that of CogVideoX is larger than its denoiser.
+    """
+    pipe = backbone.pipe
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    for model in (pipe.vae, pipe.text_encoder):
+        model.requires_grad_(False).eval()
+    pipe.vae.enable_slicing()
+    if not config.disable_vae_tiling:
+        pipe.vae.enable_tiling()
+    embeds = []
+    if config.validation_prompts or not precomputed:
+        pipe.text_encoder.to(accelerator.device)  # in its own dtype: it is saved with the result
+    if config.validation_prompts:
+        with torch.no_grad(), autocast(accelerator):
+            embeds = [backbone.encode_prompt([prompt]).cpu() for prompt in [*config.validation_prompts, ""]]
+    if precomputed:
+        pipe.text_encoder.to("cpu")
+    else:
+        pipe.vae.to(accelerator.device)
+
+    denoiser = getattr(pipe, backbone.component)
+    if config.use_lora:
+        denoiser.to(half).requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # the same weights on all processes: FSDP does not send them around
+            torch.default_generator.manual_seed(config.seed)
+            try:
+                add_lora(denoiser, config.rank, config.lora_alpha)
+            except ValueError as error:  # into a plain U-Net, which diffusers has no LoRA for
+                raise TrainingError(f"--use_lora: {error}") from error
+    else:
+        denoiser.to(torch.float32).requires_grad_(True)
+    if config.gradient_checkpointing:
+        if isinstance(denoiser, UNet3DConditionModel):  # a plain one: the joint one brings it along
+            support_gradient_checkpointing(denoiser)
+        denoiser.enable_gradient_checkpointing()
+    return embeds

@@ -1,0 +1,82 @@
+"""From a batch to its losses: encode what is not encoded yet, noise (Eq. 10), predict, score (Eq. 13)."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..objective import add_joint_noise, joint_loss, prediction_target, video_loss
+from .backbones import Backbone
+
+SHORT = 2048  # positions of a sample's latents; 512 tokens of CogVideoX
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device, torch.float32 if value.dtype == torch.float64 else None, non_blocking=True)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in batch.items()
+    }
+
+
+@torch.no_grad()
+def encode(backbone: Backbone, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with latents and embeddings; one of precomputed latents comes back as it is.
+
+    Pixels are `video` uint8 (B, F, H, W, 3) and `mask` bool (B, F, H, W). Only the masks of L_fine are encoded.
+    """
+    if batch["prompt_embeds"] is None:
+        batch = batch | {"prompt_embeds": backbone.encode_prompt(batch["prompt"])}
+    if batch["video"].dtype != torch.uint8:
+        return batch
+    video = torch.cat([backbone.encode_pixels(clip[None].float() / 127.5 - 1) for clip in batch["video"]])
+    mask = None
+    if batch["mask"] is not None:
+        mask = torch.zeros_like(video)
+        for i in batch["is_fine"].nonzero().flatten().tolist():
+            rgb = batch["mask"][i : i + 1, ..., None].float() * 2 - 1
+            mask[i : i + 1] = backbone.encode_pixels(rgb.expand(-1, -1, -1, -1, 3))
+    return batch | {"video": video, "mask": mask}
+
+
+def sample_noise(seeds: list[int], shape: torch.Size, device: torch.device) -> torch.Tensor:
+    """Noise of this shape for each seed, (B, ...): the same on every device and for every split into batches."""
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(device)
+
+
+def compute_losses(
+    backbone: Backbone, scheduler, model, batch: dict[str, Any], objective: str, exact_two_pass: bool = False
+) -> dict[str, torch.Tensor]:
+    """The losses of `joint_loss`, or for the objective "direct" of `video_loss`, of an encoded batch."""
+    latents, dim = batch["video"], backbone.channel_dim
+    if objective == "jdm":
+        mask = torch.zeros_like(latents) if batch["mask"] is None else batch["mask"]
+        latents = torch.cat([latents, mask], dim=dim)  # [B, F, 2C, h, w] or [B, 2C, F, h, w]
+    noise = sample_noise(batch["noise_seed"], latents.shape[1:], latents.device)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = (batch["u"] * steps).long().clamp(max=steps - 1)  # in fp32 a `u` just below 1 is 1
+    if objective == "jdm":
+        noisy = add_joint_noise(scheduler, latents, noise, timesteps, batch["is_fine"], dim)
+    else:
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+    with attention_kernel(latents, dim):
+        prediction = backbone.predict(model, noisy, timesteps, batch["prompt_embeds"])
+    target = prediction_target(scheduler, latents, noise, timesteps)
+    if objective == "jdm":
+        return joint_loss(prediction, target, batch["is_fine"], dim, batch["weight"] if exact_two_pass else None)
+    return video_loss(prediction, target)
+
+
+def attention_kernel(latents: torch.Tensor, channel_dim: int):
+    """On a CPU and for short sequences the math kernel, whose backward pass is faster in bf16; else torch's choice.
+
+    The gain shrinks with the length, and the math kernel's memory grows with its square.
+    """
+    positions = latents[0].numel() // latents.shape[channel_dim]
+    if latents.device.type != "cpu" or positions > SHORT:
+        return nullcontext()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    return sdpa_kernel(SDPBackend.MATH)

@@ -1,0 +1,63 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusers_jdm.data.manifest import Manifest
+from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.training.dataset import Region
+from diffusers_jdm.training.videos import VideoSource
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "shapes" / "make_dataset.py"
+spec = importlib.util.spec_from_file_location("make_dataset", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+def make(folder, *extra):
+    arguments = ["--output_dir", folder, "--num_clips", 3, "--num_frames", 5, "--seed", 7, *extra]
+    script.main(script.parse_args([str(argument) for argument in arguments]))
+
+
+def test_the_set_is_the_small_world(tmp_path):
+    make(tmp_path)
+    source = VideoSource(tmp_path, 5, 48, 48)
+    assert len(source.ids) == 3
+    for index in range(3):
+        clip = sample_clip(7, index, num_frames=5)
+        sample = source.read(index, None)
+        assert sample["prompt"] == clip.caption
+        assert np.abs(sample["video"].numpy().astype(int) - clip.video).max() <= 2
+        row = source.row(index)
+        assert tuple(region["caption"] for region in row["regions"]) == clip.region_captions
+        assert np.array_equal(row["cmi"], np.zeros((len(clip.objects),) * 2))
+        for i, mask in enumerate(clip.masks):
+            assert np.array_equal(source.read(index, Region(1 << i, "", 0.0))["mask"], mask)
+            assert row["regions"][i]["area"] == pytest.approx(mask.mean())
+
+
+def test_a_finished_set_is_left_alone_and_another_one_is_not_mixed_in(tmp_path):
+    make(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    make(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    for extra in (("--seed", 8), ("--num_clips", 4), ("--num_frames", 9), ("--resolution", 64)):
+        with pytest.raises(SystemExit, match="holds another training set"):
+            make(tmp_path, *extra)
+
+
+def test_an_unfinished_set_is_made_anew(tmp_path, monkeypatch):
+    make_row = script.make_row
+
+    def stop_at_the_second(args, index):
+        if index == 1:
+            raise KeyboardInterrupt
+        return make_row(args, index)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(script, "make_row", stop_at_the_second)
+        make(tmp_path)
+    assert not list(tmp_path.glob("*.parquet"))
+    make(tmp_path)
+    assert len(Manifest(tmp_path)) == 3

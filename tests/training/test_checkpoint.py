@@ -1,0 +1,176 @@
+"""A checkpoint is whole or not there; a damaged one is found out and passed over. The kills are in test_resume.py."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from diffusers_jdm.training import checkpoint
+from diffusers_jdm.training.checkpoint import (
+    checkpoints,
+    find_checkpoint,
+    find_damage,
+    load_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from diffusers_jdm.training.errors import TrainingError
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def make_empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES = {
+    "optimizer truncated": lambda folder: truncate(folder / "optimizer.bin"),
+    "a byte of the weights flipped": lambda folder: flip_a_byte(folder / "model.safetensors"),
+    "weights missing": lambda folder: (folder / "model.safetensors").unlink(),
+    "weights of zero bytes": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "random states missing": lambda folder: (folder / "random_states_0.pkl").unlink(),
+    "trainer state changed": lambda folder: (folder / "trainer_state.json").write_text('{"step": 9}'),
+    "checksums missing": lambda folder: (folder / "checksums.json").unlink(),
+    "checksums truncated": lambda folder: truncate(folder / "checksums.json"),
+    "checksums of nothing": lambda folder: (folder / "checksums.json").write_text("{}"),
+    "checksums of another form": lambda folder: (folder / "checksums.json").write_text("[1]"),
+    "checksums not text": lambda folder: (folder / "checksums.json").write_bytes(b"\xff\x00"),
+    "a folder in a file's place": lambda folder: (
+        (folder / "optimizer.bin").unlink(),
+        (folder / "optimizer.bin").mkdir(),
+    ),
+    "empty folder": make_empty,
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """An accelerator with a model, and checkpoints of steps 2 and 4 in `tmp_path`."""
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Linear(3, 2)
+    accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    for step in (2, 4):
+        save_checkpoint(accelerator, tmp_path / f"checkpoint-{step}", {"step": step})
+    return accelerator
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_newest_is_found_by_number_and_by_name(run, tmp_path):
+    save_checkpoint(run, tmp_path / "checkpoint-10", {"step": 10})
+    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-10"
+    assert find_checkpoint(run, tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
+    assert find_checkpoint(run, tmp_path, "checkpoint-10") == tmp_path / "checkpoint-10"
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_without_any_the_run_starts_anew(run, tmp_path):
+    assert find_checkpoint(run, tmp_path / "other", "latest") is None
+    assert find_checkpoint(run, tmp_path / "other", None) is None
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_one_is_passed_over_with_a_warning(run, tmp_path, caplog, damage):
+    damage(tmp_path / "checkpoint-4")
+    before = content(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-2"
+    (record,) = caplog.records
+    assert "checkpoint-4 is damaged (" in record.message and "trying the checkpoint before it" in record.message
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["optimizer truncated", "checksums missing", "empty folder"])
+def test_a_damaged_one_that_was_asked_for_by_name_is_an_error(run, tmp_path, name):
+    DAMAGES[name](tmp_path / "checkpoint-4")
+    with pytest.raises(TrainingError, match=r"checkpoint-4 is damaged \(.+\); use an earlier one, or 'latest'"):
+        find_checkpoint(run, tmp_path, str(tmp_path / "checkpoint-4"))
+
+
+def test_all_damaged_is_an_error(run, tmp_path):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / "optimizer.bin").unlink()
+    with pytest.raises(
+        TrainingError, match=r"all 2 checkpoints .* are damaged \(the newest: optimizer.bin is missing\)"
+    ):
+        find_checkpoint(run, tmp_path, "latest")
+
+
+def test_a_name_that_is_no_folder_is_an_error(run, tmp_path):
+    with pytest.raises(TrainingError, match="--resume_from_checkpoint lates does not exist"):
+        find_checkpoint(run, tmp_path, "lates")
+
+
+def test_half_written_ones_do_not_count(run, tmp_path):
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-6.partial")
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-8.partial-removed")
+    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-4"
+    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6})
+    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-6"
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(run, tmp_path):
+    """Its checkpoint-2 would lie beside the old checkpoint-4, which 'latest' takes."""
+    with pytest.raises(TrainingError, match="holds checkpoint-4 of a run before: go on with it by --resume_from"):
+        find_checkpoint(run, tmp_path, None)
+    with pytest.raises(TrainingError, match="holds checkpoint-4 of a run before"):
+        find_checkpoint(run, tmp_path, "checkpoint-2")
+    DAMAGES["weights missing"](tmp_path / "checkpoint-4")  # is passed over, so it may lie there
+    assert find_checkpoint(run, tmp_path, "checkpoint-2") == tmp_path / "checkpoint-2"
+
+
+def test_a_damaged_one_is_replaced_when_the_run_comes_to_it(run, tmp_path):
+    DAMAGES["a byte of the weights flipped"](tmp_path / "checkpoint-4")
+    assert find_damage(tmp_path / "checkpoint-4") == "model.safetensors has changed since it was written"
+    save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4})
+    assert find_damage(tmp_path / "checkpoint-4") is None
+
+
+def test_the_limit_keeps_the_newest_up_to_this_step(run, tmp_path):
+    (tmp_path / "checkpoint-8").mkdir()  # damaged, of the run before
+    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6})
+    remove_old_checkpoints(tmp_path, 2, 6)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
+    remove_old_checkpoints(tmp_path, None, 6)
+    assert len(checkpoints(tmp_path)) == 3
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("function", ["_sha256", "_flush"])
+def test_a_full_disk_is_one_clear_line_and_costs_no_checkpoint(run, tmp_path, monkeypatch, function):
+    def fail(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, function, fail)
+        with pytest.raises(TrainingError, match=r"checkpoint-4 cannot be written .*No space left.*Make room"):
+            save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4})
+    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-4"
+
+
+def test_another_model_is_one_clear_line(run, tmp_path):
+    other = Accelerator(cpu=True)
+    other.prepare(torch.nn.Linear(5, 2))
+    with pytest.raises(TrainingError, match=r"checkpoint-4 does not fit this model: .*size mismatch"):
+        load_checkpoint(other, tmp_path / "checkpoint-4")
+
+
+def test_the_checksums_name_every_file(run, tmp_path):
+    folder = tmp_path / "checkpoint-4"
+    names = {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "checksums.json").read_text()).keys() == names - {"checksums.json"}

@@ -1,0 +1,63 @@
+"""Fine-tune ModelScopeT2V into a joint model of video and mask (JDM), all of it or as a LoRA.
+
+    accelerate launch train_scripts/train_jdm_modelscope.py \
+        --pretrained_model_name_or_path ali-vilab/text-to-video-ms-1.7b --train_data_dir latents --output_dir jdm-modelscope
+
+`--train_data_dir` is what train_scripts/precompute_latents.py wrote, or a manifest with its videos. See README.md.
+"""
+
+from dataclasses import dataclass
+
+from diffusers_jdm.training.backbones import ModelScopeBackbone
+from diffusers_jdm.training.config import LR_SCHEDULERS, TrainConfig, flag, parse_config
+from diffusers_jdm.training.errors import exit_clearly
+from diffusers_jdm.training.latents import LatentSource
+from diffusers_jdm.training.loop import Trainer
+from diffusers_jdm.training.preflight import open_source, read_base, validate_dataset
+from diffusers_jdm.training.result import save_result
+from diffusers_jdm.training.setup import build_accelerator, load_pipeline, prepare_pipeline
+
+
+@dataclass
+class ModelScopeTrainConfig(TrainConfig):
+    output_dir: str = flag("jdm-modelscope", "for checkpoints, logs, validation videos, and in the end the pipeline")
+    max_train_steps: int = flag(30_000, "optimizer steps; A.7")
+    learning_rate: float = flag(1e-5, "peak learning rate; A.7")
+    lr_scheduler: LR_SCHEDULERS = flag("onecycle", "how the learning rate changes; A.7")
+
+    paper = (  # A.7, ModelScopeT2V
+        ("learning_rate", 1e-5),
+        ("max_train_steps", 30_000),
+        ("global_batch_size", 960),
+        ("mixed_precision", "bf16"),
+        ("lr_scheduler", "onecycle"),
+        ("proportion_empty_prompts", 0.1),
+    )
+
+
+def parse_args(argv=None) -> ModelScopeTrainConfig:
+    return parse_config(ModelScopeTrainConfig, __doc__, argv)
+
+
+@exit_clearly
+def main(config: ModelScopeTrainConfig) -> None:
+    # 1. What can be wrong is found before anything large is loaded.
+    base = read_base(config.pretrained_model_name_or_path, ModelScopeBackbone, config.revision)
+    source = open_source(config, ModelScopeBackbone, base)
+    if config.validate_dataset_only:
+        return validate_dataset(config, source)
+    accelerator = build_accelerator(config)
+
+    # 2. The pipeline, joint from here on: only its U-Net is trained.
+    backbone = ModelScopeBackbone(load_pipeline(config, ModelScopeBackbone))
+    validation_embeds = prepare_pipeline(config, accelerator, backbone, precomputed=isinstance(source, LatentSource))
+
+    # 3. Training, and what it leaves.
+    trainer = Trainer(config, accelerator, backbone, source, validation_embeds)
+    trainer.train()
+    save_result(trainer)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(parse_args())
