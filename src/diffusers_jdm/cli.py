@@ -13,13 +13,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_convert(verbs)
+    _add_prepare(verbs)
+    _add_dataset(verbs)
     arguments = parser.parse_args(argv)
 
     # A scheduler's "please stop" unwinds the stack as Ctrl-C does, so that half-written folders are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"diffusers-jdm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -47,6 +49,109 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     out = convert(arguments.base, arguments.out, variant=arguments.variant, revision=arguments.revision)
     print(f"Wrote the joint checkpoint {out}")
+
+
+def _add_prepare(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "prepare",
+        help="make a training set from a folder of videos",
+        description="Makes a training set from a folder of videos: captions, object masks, regional captions and CMI. The same "
+        "command goes on after a stop, and after videos have been added.",
+    )
+    parser.add_argument("videos", metavar="VIDEOS", nargs="?", help="folder with videos, or what the importer reads")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="folder of the training set")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML, and stop")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change one setting")
+    parser.add_argument("--importer", choices=("davis", "sav"), help="VIDEOS has masks already: DAVIS-like, or SA-V")
+    parser.add_argument("--stages", metavar="A,B", help="run these stages only")
+    parser.add_argument("--redo", metavar="STAGE", help="do this stage and what follows from it anew")
+    parser.add_argument("--report", action="store_true", help="only write report.html of what there is; runs no model")
+    parser.add_argument("--copy_videos", action="store_true", help="copy the kept videos into OUT in place of links")
+    parser.add_argument("--workers", type=int, default=1, help="shards that are worked at together")
+    parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="where")
+    parser.add_argument(
+        "--executor_args",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="of datatrove's executor: time=10:00:00",
+    )
+    parser.set_defaults(run=_prepare)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from diffusers_jdm.data.settings import as_yaml, read_settings
+
+    changes = [*arguments.set, *([f"clips.importer={arguments.importer}"] if arguments.importer else [])]
+    settings = read_settings(arguments.config, changes)
+    if arguments.print_config:
+        print(as_yaml(settings), end="")
+        return
+    if arguments.out is None:
+        raise ValueError("prepare needs VIDEOS and OUT: a folder with videos, and one for the training set.")
+
+    from diffusers_jdm.data.prepare import prepare, read_arguments
+    from diffusers_jdm.data.write_dataset import report, summary
+
+    if arguments.report:
+        print(f"Wrote {report(arguments.out, settings)}")
+        return
+    prepare(
+        arguments.videos,
+        arguments.out,
+        settings,
+        stages=arguments.stages.split(",") if arguments.stages else None,
+        redo=arguments.redo,
+        workers=arguments.workers,
+        executor=arguments.executor,
+        executor_args=read_arguments(arguments.executor_args),
+        copy_videos=arguments.copy_videos,
+    )
+    print(summary(arguments.out) if arguments.executor == "local" else "The jobs have been started.")
+
+
+def _add_dataset(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("dataset", help="check a training set, or publish it")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    check = verbs.add_parser("check", help="say everything that is wrong with a training set")
+    check.add_argument("folder", metavar="DATASET", help="folder or Hub repo")
+    check.add_argument("--no_decode", action="store_true", help="do not decode the videos, which takes the longest")
+    check.set_defaults(run=_check_dataset)
+    push = verbs.add_parser("push", help="upload the annotations of a training set to the Hub")
+    push.add_argument("folder", metavar="DATASET", help="folder with the training set")
+    push.add_argument("repo_id", metavar="ORG/NAME", help="data set repo on the Hub, made if it is not there")
+    push.add_argument("--with_footage", action="store_true", help="upload the videos too; mind their licence")
+    push.add_argument("--private", action="store_true", help="make the repo private")
+    push.add_argument("--dry_run", action="store_true", help="check, write the card, and list what would be uploaded")
+    push.set_defaults(run=_push_dataset)
+
+
+def _check_dataset(arguments: argparse.Namespace) -> None:
+    from diffusers_jdm.data.check import check_dataset
+    from diffusers_jdm.data.hub_dataset import resolve
+
+    problems = check_dataset(resolve(arguments.folder), decode=not arguments.no_decode)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise ValueError(f"{len(problems)} problem(s) in {arguments.folder}.")
+    print(f"{arguments.folder} is sound.")
+
+
+def _push_dataset(arguments: argparse.Namespace) -> None:
+    from diffusers_jdm.data.hub_dataset import push_dataset
+
+    files = push_dataset(
+        arguments.folder,
+        arguments.repo_id,
+        with_footage=arguments.with_footage,
+        private=arguments.private,
+        dry_run=arguments.dry_run,
+    )
+    for file in files:
+        print(file)
+    print(f"{len(files)} file(s) {'would be' if arguments.dry_run else 'were'} uploaded to {arguments.repo_id}.")
 
 
 if __name__ == "__main__":

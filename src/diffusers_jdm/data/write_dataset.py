@@ -1,0 +1,163 @@
+"""The end of `prepare`: the manifest of the kept clips with their videos, the verdicts on all, the settings, the report."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .filters import KEPT, judge
+from .manifest import SCHEMA, write_manifest
+from .report import write_report
+from .settings import PrepareSettings
+from .shards import COLUMNS, count_shards, read_clips
+from .stages import with_captions
+from .video import read_frames
+
+MEASURES = [(name, pa.float32()) for name in ("border", "fragmentation", "presence")]
+REGION_EXTRAS = [("raw_caption", pa.string()), ("score", pa.float32()), *MEASURES]
+
+
+def dataset_schema() -> pa.Schema:
+    """That of a manifest, with what `prepare` knows beside it."""
+    region = pa.struct([*SCHEMA.field("regions").type.value_type, *[pa.field(*extra) for extra in REGION_EXTRAS]])
+    fields = [field for field in SCHEMA if field.name != "regions"]
+    extras = [("cmi_negatives", pa.int32()), ("depth", pa.string()), ("hed", pa.string())]
+    return pa.schema([*fields, ("regions", pa.list_(region)), *extras])
+
+
+VERDICTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("verdict", pa.string()),  # a code of filters.CLIP_CODES
+        ("error", pa.string()),
+        (
+            "regions",
+            pa.list_(
+                pa.struct(
+                    [
+                        *[("name", pa.string()), ("track_id", pa.int32()), ("verdict", pa.string())],
+                        *[("caption", pa.string()), ("area", pa.float32()), *MEASURES],
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+
+
+def all_clips(folder: str | os.PathLike, settings: PrepareSettings) -> Iterator[dict[str, Any]]:
+    """Every listed clip, with all that is known of it, its captions in its regions."""
+    for number in range(count_shards(folder)):
+        for clip in read_clips(folder, number, [stage for stage in COLUMNS if stage not in ("boxes", "embeddings")]):
+            clip = with_captions(clip)
+            if clip["error_code"] is None and not os.path.exists(clip["video"]):
+                clip |= {"error_code": "unreadable", "error": f"{clip['video']} is missing"}
+            yield clip
+
+
+def write_dataset(folder: str | os.PathLike, settings: PrepareSettings, copy_videos: bool = False) -> dict[str, int]:
+    """Writes the manifest, `videos/`, `verdicts/`, `prepare.json` and `report.html`; returns how many clips have which verdict.
+
+    What an earlier run wrote is replaced at the end, file by file.
+    """
+    folder = Path(folder)
+    partial = folder / ".dataset.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    counts: dict[str, int] = {}
+    with pq.ParquetWriter(partial / "verdicts.parquet", VERDICTS, compression="zstd") as verdicts:
+
+        def rows():
+            for clip in all_clips(folder, settings):
+                verdict = judge(clip, settings.filters)
+                counts[verdict.clip] = counts.get(verdict.clip, 0) + 1
+                verdicts.write_table(pa.Table.from_pylist([verdict_row(clip, verdict)], schema=VERDICTS))
+                if verdict.clip == KEPT:
+                    yield manifest_row(clip, verdict, place_video(folder, clip, copy_videos))
+
+        write_manifest(partial / "manifest", rows(), schema=dataset_schema())
+    (partial / "prepare.json").write_text(json.dumps(provenance(folder, settings, counts), indent=2) + "\n")
+    write_report(all_clips(folder, settings), settings.filters, folder / "report.html", frames_of)
+    for old in folder.glob("*.parquet"):
+        old.unlink()
+    (folder / "verdicts").mkdir(exist_ok=True)
+    os.replace(partial / "verdicts.parquet", folder / "verdicts" / "verdicts.parquet")
+    os.replace(partial / "prepare.json", folder / "prepare.json")
+    for path in sorted((partial / "manifest").iterdir()):
+        os.replace(path, folder / path.name)
+    shutil.rmtree(partial)
+    return counts
+
+
+def report(folder: str | os.PathLike, settings: PrepareSettings) -> Path:
+    """Writes `report.html` of what the stages have found so far, judged by these filters; returns its path."""
+    if not count_shards(folder):
+        raise ValueError(f"{folder} holds no clips yet: run `diffusers-jdm prepare` without --report first.")
+    path = Path(folder) / "report.html"
+    write_report(all_clips(folder, settings), settings.filters, path, frames_of)
+    return path
+
+
+def summary(folder: str | os.PathLike) -> str:
+    """What came out, for the one who waits for it."""
+    path = Path(folder) / "prepare.json"
+    if not path.exists():
+        return f"Done; {folder} is no training set yet, as stages are left."
+    counts = json.loads(path.read_text())["clips"]
+    dropped = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()) if code != KEPT)
+    return (
+        f"{counts.get(KEPT, 0)} of {sum(counts.values())} clips kept{f' ({dropped})' if dropped else ''}. Training set: {folder}"
+        f" · report: {Path(folder) / 'report.html'}"
+    )
+
+
+def frames_of(clip):
+    return read_frames(clip["video"], clip["frame_index"], clip["height"], clip["width"])
+
+
+def verdict_row(clip, verdict) -> dict[str, Any]:
+    regions = [region | {"verdict": code} for region, code in zip(clip["regions"] or [], verdict.regions)]
+    return {"id": clip["id"], "verdict": verdict.clip, "error": clip["error"], "regions": regions}
+
+
+def manifest_row(clip, verdict, video: str) -> dict[str, Any]:
+    regions = [region for region, code in zip(clip["regions"], verdict.regions) if code == KEPT]
+    cmi = clip.get("cmi") if clip.get("cmi_track_ids") == [region["track_id"] for region in regions] else None
+    return clip | {"video": video, "regions": regions, "cmi": cmi}
+
+
+def place_video(folder: Path, clip: dict[str, Any], copy: bool) -> str:
+    """The clip's file as `videos/ID.SUFFIX`: a link to where it lies, or a copy."""
+    source = Path(clip["video"])
+    target = folder / "videos" / f"{clip['id']}{source.suffix}"
+    if source == target.absolute():
+        return target.relative_to(folder).as_posix()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    if copy:
+        if not (target.is_file() and not target.is_symlink() and target.stat().st_size == source.stat().st_size):
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+    else:
+        temporary.symlink_to(source)
+        os.replace(temporary, target)
+    return target.relative_to(folder).as_posix()
+
+
+def provenance(folder: Path, settings: PrepareSettings, counts: dict[str, int]) -> dict[str, Any]:
+    """How a data set was made: versions, all settings, the commits of Hub models, and how many clips got which verdict."""
+    commits = {path.parent.name: path.read_text() for path in sorted((folder / "stages").glob("*/commit.txt"))}
+    return {
+        "versions": {name: version(name) for name in ("diffusers-jdm", "transformers", "torch", "datatrove")},
+        "settings": asdict(settings),
+        "commits": commits,
+        "clips": counts,
+    }
