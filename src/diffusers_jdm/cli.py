@@ -68,7 +68,7 @@ def _add_prepare(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--redo", metavar="STAGE", help="do this stage and what follows from it anew")
     parser.add_argument("--report", action="store_true", help="only write report.html of what there is; runs no model")
     parser.add_argument("--copy_videos", action="store_true", help="copy the kept videos into OUT in place of links")
-    parser.add_argument("--workers", type=int, default=1, help="shards that are worked at together")
+    parser.add_argument("--workers", type=int, help="shards worked at together; by default 1 here, all on a cluster")
     parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="where")
     parser.add_argument(
         "--executor_args",

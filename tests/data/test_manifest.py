@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_clips import HEIGHT, WIDTH, clip, write_clips
 
-from diffusers_jdm.data.manifest import SCHEMA, BadSampleError, Manifest, check_row, write_manifest
+from diffusers_jdm.data.manifest import SCHEMA, BadSampleError, Manifest, check_row, is_inside, write_manifest
 from diffusers_jdm.masks import rle_decode, rle_encode
 
 
@@ -106,6 +106,71 @@ def test_other_writers_types_are_read(tmp_path):
     table = table.set_column(0, "id", table["id"].cast(pa.large_string())).append_column("verdict", [["ok", "ok"]])
     pq.write_table(table, tmp_path / "mine.parquet")
     assert Manifest(tmp_path)[1] == row(1)
+
+
+REGION = SCHEMA.field("regions").type.value_type
+WIDER = pa.schema(
+    [
+        *[field for field in SCHEMA if field.name != "regions"],
+        ("regions", pa.list_(pa.struct([*REGION, ("presence", pa.float32())]))),
+        ("verdict", pa.string()),
+    ],
+    metadata={"mine": "kept"},
+)
+
+
+def test_more_columns_and_fields_are_written_if_asked_for(tmp_path):
+    wide = row() | {"verdict": "kept", "regions": [region | {"presence": 0.5} for region in row()["regions"]]}
+    write_manifest(tmp_path, [wide], schema=WIDER)
+    (path,) = tmp_path.glob("*.parquet")
+    assert pq.read_table(path).to_pylist() == [wide]
+    assert pq.read_schema(path).metadata[b"mine"] == b"kept"
+    found = Manifest(tmp_path)[0]
+    assert found == {key: value for key, value in wide.items() if key != "verdict"}
+    check_row(found)
+
+
+@pytest.mark.parametrize("name", SCHEMA.names)
+def test_a_schema_that_lacks_a_column_is_not_written(tmp_path, name):
+    schema = pa.schema([field for field in SCHEMA if field.name != name])
+    with pytest.raises(ValueError, match=f"^the schema of write_manifest lacks the column '{name}'"):
+        write_manifest(tmp_path / "new", [row()], schema=schema)
+    assert not (tmp_path / "new").exists()
+
+
+def write_version(folder, version, name="m.parquet"):
+    table = pa.Table.from_pylist([row() | {"id": name}], schema=SCHEMA)
+    if version is not None:
+        table = table.replace_schema_metadata({"diffusers_jdm_manifest": version})
+    pq.write_table(table, folder / name)
+
+
+def test_the_version_is_in_every_file(tmp_path):
+    write_manifest(tmp_path, (row(i) for i in range(4)), rows_per_file=2)
+    for path in tmp_path.glob("*.parquet"):
+        assert pq.read_schema(path).metadata[b"diffusers_jdm_manifest"] == b"1"
+
+
+@pytest.mark.parametrize("version", [None, "1"])
+def test_version_1_is_read_and_a_file_without_a_version_is_one(tmp_path, version):
+    write_version(tmp_path, version)
+    assert Manifest(tmp_path)[0] == row() | {"id": "m.parquet"}
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    write_version(tmp_path, "1", "a.parquet")
+    write_version(tmp_path, "2", "b.parquet")
+    with pytest.raises(
+        ValueError, match=r"b.parquet is a manifest of version 2; .* up to 1: upgrade .*--upgrade diffusers-jdm"
+    ):
+        Manifest(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "", "one", "1.5", b"\xff"])
+def test_a_version_that_is_none(tmp_path, version):
+    write_version(tmp_path, version)
+    with pytest.raises(ValueError, match=r"names the version .*, which is none"):
+        Manifest(tmp_path)
 
 
 def test_without_pyarrow_the_error_names_the_extra(monkeypatch):
@@ -220,6 +285,42 @@ def test_a_row_damaged_on_disk(tmp_path):
     with pytest.raises(BadSampleError, match=r"its row in manifest-00000-of-00001.parquet cannot be read"):
         manifest[2]
     assert manifest[0] == row(0) and manifest[7] == row(7)
+
+
+@pytest.mark.parametrize("column", ["id", "video"])
+def test_text_that_is_no_utf8(tmp_path, column):
+    table = pa.Table.from_pylist([row()], schema=SCHEMA)
+    bad = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(table.set_column(table.column_names.index(column), column, bad), tmp_path / "m.parquet")
+    with pytest.raises((ValueError, BadSampleError), match="cannot be read") as error:
+        Manifest(tmp_path)[0]
+    assert not isinstance(error.value, UnicodeDecodeError)
+
+
+@pytest.mark.parametrize("path", ["a.mp4", "videos/a b.mp4", "vidéos/ü/..a.mp4", "a..mp4", "./a.mp4", "a/.../b.mp4"])
+def test_paths_within_the_folder(path):
+    assert is_inside(path)
+    check_row(row() | {"video": path})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/a.mp4",
+        "../a.mp4",
+        "videos/../../a.mp4",
+        "a/..",
+        "C:\\a.mp4",
+        "c:a.mp4",
+        "\\a.mp4",
+        "\\\\host\\a.mp4",
+        "..\\a.mp4",
+    ],
+)
+def test_paths_that_leave_the_folder(path):
+    assert not is_inside(path)
+    with pytest.raises(BadSampleError, match="is not a path within the manifest's folder"):
+        check_row(row() | {"video": path})
 
 
 def test_a_sound_row_passes():

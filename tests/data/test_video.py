@@ -9,7 +9,7 @@ from PIL import Image
 from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip
 
 from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.data.video import fit, read_frames, write_video
+from diffusers_jdm.data.video import fit, probe, read_frames, write_video
 
 CAMEL = Path(__file__).parent / "davis_camel" / "camel.mp4"  # 28 frames of 48×80, H.264 4:2:0
 
@@ -81,6 +81,62 @@ def test_a_turned_video_is_read_as_it_is_shown(tmp_path, path, angle):
     assert difference(read_frames(tmp_path / "turned.mp4", range(NUM_FRAMES), *size), shown) <= 2
 
 
+@pytest.mark.parametrize("every_frame", [False, True])
+def test_probe_says_what_is_in_a_file(tmp_path, path, every_frame):
+    expected = {"num_frames": NUM_FRAMES, "fps": 8.0, "height": HEIGHT, "width": WIDTH}
+    assert probe(path, every_frame) == expected
+    ffmpeg("-display_rotation", 90, "-i", path, "-c", "copy", tmp_path / "turned.mp4")
+    assert probe(tmp_path / "turned.mp4", every_frame) == expected | {"height": WIDTH, "width": HEIGHT}
+    assert probe(CAMEL, every_frame)["num_frames"] == 28
+
+
+def test_probe_of_every_frame_finds_what_the_index_does_not_say(tmp_path):
+    ffmpeg("-i", CAMEL, "-c", "copy", "-movflags", "+faststart", tmp_path / "whole.mp4")
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "clip.mp4").write_bytes(data[: len(data) // 2])
+    try:
+        assert probe(tmp_path / "clip.mp4", every_frame=True)["num_frames"] < 28
+    except BadSampleError as error:
+        assert "damaged" in str(error) or "cannot be decoded" in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
+def test_probe_of_what_is_no_video(tmp_path, content):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(BadSampleError, match="cannot be decoded"):
+        probe(tmp_path / "clip.mp4")
+    with pytest.raises(BadSampleError, match="is missing"):
+        probe(tmp_path / "other.mp4")
+
+
+def test_a_size_that_changes_on_the_way(tmp_path, path):
+    """As in a recording that was turned: MPEG-TS may be joined end to end."""
+    parts = []
+    for number, size in enumerate((f"{WIDTH}x{HEIGHT}", f"{HEIGHT}x{WIDTH}")):
+        ffmpeg("-i", path, "-s", size, "-c:v", "libx264", "-pix_fmt", "yuv420p", tmp_path / f"{number}.ts")
+        parts.append((tmp_path / f"{number}.ts").read_bytes())
+    (tmp_path / "clip.ts").write_bytes(b"".join(parts))
+    with pytest.raises(BadSampleError, match=f"changes its size at frame {NUM_FRAMES}, from 24×32 to 32×24 pixels"):
+        probe(tmp_path / "clip.ts", every_frame=True)
+
+
+def test_frames_are_written_one_by_one(tmp_path, path):
+    write_video(tmp_path / "lazy.mp4", (frame for frame in clip(0).video), 8)
+    assert (tmp_path / "lazy.mp4").read_bytes() == path.read_bytes()
+
+
+def test_a_write_that_fails_on_the_way_leaves_nothing(tmp_path):
+    def frames():
+        yield clip(0).video[0]
+        yield clip(0).video[0, :8]
+
+    with pytest.raises(ValueError, match=r"of one size, got \(24, 32\) and \(8, 32\)"):
+        write_video(tmp_path / "clip.mp4", frames(), 8)
+    with pytest.raises(ValueError, match="at least one frame"):
+        write_video(tmp_path / "clip.mp4", iter(()), 8)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"uint8 of shape \(F, H, W, 3\), got float64"):
         write_video(tmp_path / "clip.mp4", clip(0).video / 255, 8)
@@ -95,6 +151,25 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 def test_the_same_size_is_left_alone():
     image = clip(0).video[0]
     assert fit(image, HEIGHT, WIDTH) is image
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        *(((464, 464), (480, 720)), ((450, 600), (256, 448)), ((600, 450), (256, 448))),
+        *(((size), (768, 1360)) for size in ((480, 480), (480, 640), (640, 480), (960, 720), (720, 960))),
+    ],
+)
+def test_sizes_whose_rounding_reached_over_the_edge(source, target):
+    assert fit(np.zeros((*source, 3), np.uint8), *target).shape == (*target, 3)
+    assert fit(np.ones(source, bool), *target).all()
+
+
+def test_any_size_fits_any_other():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        source, target = rng.integers(1, 400, 2), 16 * rng.integers(1, 20, 2)
+        assert fit(np.ones(source, bool), *target.tolist()).shape == tuple(target)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])

@@ -128,11 +128,18 @@ def record_revision(folder: str, stage: str, backend) -> None:
         os.replace(temporary, path)
 
 
-def make_executor(kind: str, arguments: dict, step: PipelineStep, tasks: int, logging_dir: str, workers: int, depends):
-    """One of datatrove's executors. Raises ValueError if it cannot be made of the arguments."""
-    shared = {"pipeline": [step], "tasks": tasks, "logging_dir": logging_dir, "workers": min(workers, tasks)}
+def make_executor(
+    kind: str, arguments: dict, step: PipelineStep, tasks: int, logging_dir: str, workers: int | None, depends
+):
+    """One of datatrove's executors. `workers` None: one task at a time here, all at once on a cluster.
+
+    Raises:
+        ValueError: it cannot be made of the arguments.
+    """
+    shared = {"pipeline": [step], "tasks": tasks, "logging_dir": logging_dir}
     if kind == "local":
-        return LocalPipelineExecutor(**shared)
+        return LocalPipelineExecutor(**shared, workers=min(workers or 1, tasks))
+    shared["workers"] = min(workers or tasks, tasks)
     if kind == "slurm":
         from datatrove.executor import SlurmPipelineExecutor as executor_class
 

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice, pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,9 @@ SCHEMA = pa.schema(
 )
 """The columns that a manifest must have; it may have more."""
 
+SCHEMA_VERSION = 1  # counted up when a file of the new kind would be misread by the old code
+VERSION_KEY = b"diffusers_jdm_manifest"  # of the version in a file's metadata; a file without it is of version 1
+
 LARGE_ROW_GROUP = 2**28  # bytes; a row group is held in memory to read one row of it
 
 
@@ -57,14 +60,23 @@ class BadSampleError(Exception):
 
 
 def write_manifest(
-    folder: str | os.PathLike, rows: Iterable[dict[str, Any]], rows_per_file: int = 1000, row_group_size: int = 64
+    folder: str | os.PathLike,
+    rows: Iterable[dict[str, Any]],
+    rows_per_file: int = 1000,
+    row_group_size: int = 64,
+    schema: pa.Schema = SCHEMA,
 ) -> None:
-    """Write a manifest of `rows`, dicts with the keys of `SCHEMA`; the files appear when all are written.
+    """Write a manifest of `rows`, dicts with the keys of `schema`; the files appear when all are written.
+
+    Args:
+        schema: `SCHEMA`, or one that has more columns, or more fields in its regions.
 
     Raises:
         FileExistsError: if the folder holds a manifest already.
-        ValueError: if a row does not fit the schema.
+        ValueError: if a row does not fit the schema, or the schema lacks something of `SCHEMA`.
     """
+    _check_schema(schema, "the schema of write_manifest")
+    schema = schema.with_metadata({**(schema.metadata or {}), VERSION_KEY: str(SCHEMA_VERSION)})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.parquet")):
@@ -77,7 +89,7 @@ def write_manifest(
     while chunk := list(islice(rows, rows_per_file)):
         temporary.append(folder / f"manifest-{len(temporary):05d}.parquet.tmp")
         try:
-            table = pa.Table.from_pylist(chunk, schema=SCHEMA)
+            table = pa.Table.from_pylist(chunk, schema=schema)
         except (pa.ArrowException, OverflowError) as error:
             raise ValueError(f"rows of the manifest do not fit its schema: {error}") from error
         pq.write_table(table, temporary[-1], row_group_size=row_group_size, compression="zstd")
@@ -91,7 +103,8 @@ class Manifest:
     It may be pickled, and used after a fork.
 
     Raises:
-        ValueError: if it is wrong as a whole: no files or rows, columns missing or of another type, ids twice.
+        ValueError: if it is wrong as a whole: no files or rows, columns missing or of another type, ids twice, or of a
+            version that is not known yet.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -138,11 +151,11 @@ class Manifest:
                 if self._open[0] != file:
                     self._open = file, pq.ParquetFile(self.files[file])
                 self._group = number, self._open[1].read_row_group(group, columns=SCHEMA.names, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+            table = self._group[1]
+            return table.slice(index - int(self._ends[number]) + table.num_rows, 1).to_pylist()[0]
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             self._forget()
             raise BadSampleError(f"its row in {self.files[file].name} cannot be read: {_one_line(error)}") from error
-        table = self._group[1]
-        return table.slice(index - int(self._ends[number]) + table.num_rows, 1).to_pylist()[0]
 
 
 def check_row(row: dict[str, Any]) -> None:
@@ -150,6 +163,8 @@ def check_row(row: dict[str, Any]) -> None:
     for key in ("video", "num_frames", "height", "width", "frame_index", "regions"):
         if row[key] is None or row[key] == "":
             raise BadSampleError(f"the manifest has no {key!r} for it")
+    if not is_inside(row["video"]):
+        raise BadSampleError(f"its video {row['video']!r} is not a path within the manifest's folder")
     if row["height"] < 1 or row["width"] < 1:
         raise BadSampleError(f"height and width must be positive, got {row['height']} and {row['width']}")
     frames, regions = row["frame_index"], row["regions"]
@@ -168,6 +183,12 @@ def check_row(row: dict[str, Any]) -> None:
             found = sum(rle is not None for rle in region["rle"] or ())
             raise BadSampleError(f"object {number} has {found} masks for {len(frames)} frames")
     _check_cmi(row["cmi"], len(regions))
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path of a manifest stays in its folder: a manifest may come from the Hub, and may not name any file."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    return not (path.startswith("/") or PureWindowsPath(path).anchor or ".." in parts)
 
 
 def _check_cmi(cmi: list[list[float]] | None, num_objects: int) -> None:
@@ -195,18 +216,12 @@ def _read_ids(path: Path) -> tuple[list[str], list[int]]:
     try:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-            for field in SCHEMA:
-                if field.name not in schema.names:
-                    raise ValueError(f"{path} lacks the column {field.name!r}; it needs {', '.join(SCHEMA.names)}.")
-                if not _alike(schema.field(field.name).type, field.type):
-                    raise ValueError(
-                        f"{path}: the column {field.name!r} is of type {schema.field(field.name).type}; it must be "
-                        f"{field.type}."
-                    )
-            ids = file.read(columns=["id"], use_threads=False).column("id")
-    except (pa.ArrowException, OSError) as error:
+            _check_version((metadata.metadata or {}).get(VERSION_KEY, b"1"), path)
+            _check_schema(schema, path)
+            ids = file.read(columns=["id"], use_threads=False).column("id").to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a parquet file: {_one_line(error)}") from error
-    if ids.null_count:
+    if None in ids:
         raise ValueError(f"{path} holds a row without an id.")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     if any(group.total_byte_size > LARGE_ROW_GROUP for group in groups):
@@ -215,7 +230,28 @@ def _read_ids(path: Path) -> tuple[list[str], list[int]]:
             "row: write it anew with `row_group_size=64`.",
             stacklevel=3,
         )
-    return ids.to_pylist(), [group.num_rows for group in groups]
+    return ids, [group.num_rows for group in groups]
+
+
+def _check_version(version: bytes, path: Path) -> None:
+    if not version.isdigit() or int(version) < 1:
+        raise ValueError(f"{path} names the version {version.decode(errors='replace')!r}, which is none.")
+    if int(version) > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} is a manifest of version {int(version)}; this diffusers-jdm reads versions up to {SCHEMA_VERSION}: "
+            "upgrade it with `pip install --upgrade diffusers-jdm`."
+        )
+
+
+def _check_schema(schema: pa.Schema, where: Path | str) -> None:
+    """Raises ValueError if the schema lacks something that `SCHEMA` has."""
+    for field in SCHEMA:
+        if field.name not in schema.names:
+            raise ValueError(f"{where} lacks the column {field.name!r}; it needs {', '.join(SCHEMA.names)}.")
+        if not _alike(schema.field(field.name).type, field.type):
+            raise ValueError(
+                f"{where}: the column {field.name!r} is of type {schema.field(field.name).type}; it must be {field.type}."
+            )
 
 
 def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -62,7 +62,7 @@ def prepare(
     *,
     stages: Sequence[str] | None = None,
     redo: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     executor: str = "local",
     executor_args: dict | None = None,
     copy_videos: bool = False,
@@ -72,7 +72,7 @@ def prepare(
     Args:
         stages: of `STAGES`, in any order; all by default.
         redo: this stage and all that depend on it are done anew.
-        workers: tasks at a time; on Slurm and Ray, at the most.
+        workers: shards that are worked at together; by default one here, all on Slurm and Ray.
         executor: "local", "slurm" or "ray"; the last two only start the jobs here, by datatrove.
         executor_args: further arguments of datatrove's executor, such as `{"time": "10:00:00", "partition": "gpu"}`.
         copy_videos: copies the kept videos into the set; by default they are links.
@@ -98,7 +98,7 @@ def prepare(
             check_same_settings(folder, stage, settings)
         job = None
         for stage in wanted:
-            step, tasks = step_of(stage, str(folder), settings, num_shards, workers, copy_videos)
+            step, tasks = step_of(stage, str(folder), settings, num_shards, workers in (None, 1), copy_videos)
             logs = log_folder(folder, stage, settings, num_shards)
             job = make_executor(executor, executor_args or {}, step, tasks, str(logs), workers, job)
             if executor == "local":
@@ -117,10 +117,12 @@ def is_on(stage: str, settings: PrepareSettings) -> bool:
     return stage not in SIGNALS or getattr(settings, stage).backend is not None
 
 
-def step_of(stage: str, folder: str, settings: PrepareSettings, num_shards: int, workers: int, copy_videos: bool):
+def step_of(
+    stage: str, folder: str, settings: PrepareSettings, num_shards: int, show_progress: bool, copy_videos: bool
+):
     """What a stage's job runs, and its number of tasks."""
     if stage in CLIP_STAGES:
-        return ClipStage(folder, stage, settings, show_progress=workers == 1), num_shards
+        return ClipStage(folder, stage, settings, show_progress), num_shards
     return WholeStage(folder, stage, settings, num_shards, copy_videos), 1
 
 

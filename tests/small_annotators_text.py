@@ -1,0 +1,273 @@
+"""Small real models that write and embed text: classes of transformers with some ten thousand weights, seeded.
+
+Each function writes a folder as `save_pretrained` does, for `from_pretrained` to load. Qwen3-VL and BLIP-2 are taught for
+some seconds what to say, so that answers are text and not noise: Qwen3-VL answers the two prompts of A.6 with `CAPTION`
+and `OBJECTS` whatever it sees; BLIP-2 says the colour of what it sees on black. CLIP's weights stay random.
+"""
+
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    GPT2Tokenizer,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from diffusers_jdm.data.captions import CAPTION_PROMPT, OBJECTS_PROMPT
+
+CAPTION = "A camel walks along a fence."
+OBJECTS = "camel, fence, rock"
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (220, 220, 220)}
+REGION_CAPTION = "a {} thing on a black background"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% for content in message.content %}"
+    "{% if content.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ content.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _byte_pairs(text: str, ending: str = "") -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges: all bytes, and each word of the text, with its space before it, as one token."""
+    symbols = sorted(ByteLevel.alphabet())
+    symbols += [symbol + ending for symbol in symbols] if ending else []
+    merges = []
+    for word, _ in ByteLevel(add_prefix_space=False).pre_tokenize_str(text):
+        parts = [*word[:-1], word[-1] + ending]
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts = [parts[0] + parts[1], *parts[2:]]
+    merges = list(dict.fromkeys(merges))
+    symbols = list(dict.fromkeys([*symbols, *(first + second for first, second in merges)]))
+    return {symbol: i for i, symbol in enumerate(symbols)}, merges
+
+
+def _learn(model: torch.nn.Module, batches, steps: int) -> None:
+    """batches: endless, of what the model is called with."""
+    optimizer = torch.optim.AdamW(model.eval().parameters(), lr=5e-3)  # no dropout
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    for _, batch in zip(range(steps), batches):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    assert loss < 0.05, f"not learned: the last loss is {loss:.3f}"
+
+
+# Qwen3-VL
+
+
+def _qwen3vl_processor(text: str) -> Qwen3VLProcessor:
+    vocabulary, merges = _byte_pairs(text)
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=4096)
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.eos_token = "<|im_end|>"
+    patches = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 2 * 16 * 16, "longest_edge": 16 * 32 * 32}  # pixels of a whole video
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, **patches),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=size, **patches),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _qwen3vl_model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
+    tokenizer = processor.tokenizer
+    tokens = tokenizer.convert_tokens_to_ids
+    model = Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config={
+                "vocab_size": len(tokenizer),
+                "initializer_range": 0.2,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 16,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]},
+            },
+            vision_config={
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_heads": 2,
+                "patch_size": 8,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0],
+            },
+            image_token_id=tokens("<|image_pad|>"),
+            video_token_id=tokens("<|video_pad|>"),
+            vision_start_token_id=tokens("<|vision_start|>"),
+            vision_end_token_id=tokens("<|vision_end|>"),
+        )
+    )
+    # Qwen's checkpoints sample unless they are told not to.
+    model.generation_config.update(
+        do_sample=True,
+        temperature=0.7,
+        top_k=20,
+        top_p=0.8,
+        eos_token_id=[tokens("<|im_end|>"), tokens("<|endoftext|>")],
+        pad_token_id=tokens("<|endoftext|>"),
+    )
+    return model
+
+
+def _questions_and_answers(processor: Qwen3VLProcessor, answers: dict[str, str]):
+    processor.tokenizer.padding_side = "right"
+    generator = np.random.default_rng(0)
+    while True:
+        conversations, metadata = [], []
+        frames = int(generator.integers(2, 9))
+        for prompt, answer in answers.items():
+            video = generator.integers(0, 256, (frames, 24, 32, 3)).astype(np.uint8)
+            question = [{"type": "video", "video": video}, {"type": "text", "text": prompt}]
+            answer = [{"type": "text", "text": answer}]
+            conversations.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+            shown = {"fps": 8, "frames_indices": list(range(frames)), "total_num_frames": frames}
+            metadata.append(shown)
+        batch = processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={
+                "video_metadata": metadata,
+                "do_sample_frames": False,
+                "padding": True,
+                "return_tensors": "pt",
+            },
+        )
+        starts = batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+        answered = (starts.cumsum(dim=1) == 2) & batch["attention_mask"].bool()
+        yield {**batch, "labels": batch["input_ids"].masked_fill(~answered, -100)}
+
+
+def save_tiny_qwen3vl(folder: str | os.PathLike, caption: str = CAPTION, objects: str = OBJECTS) -> None:
+    """A `Qwen3VLForConditionalGeneration` that answers `CAPTION_PROMPT` with `caption`, `OBJECTS_PROMPT` with `objects`."""
+    torch.manual_seed(0)
+    words = f"{CAPTION_PROMPT}\n{OBJECTS_PROMPT}\nuser\nassistant\n seconds {caption}\n{objects}"
+    processor = _qwen3vl_processor(words)
+    model = _qwen3vl_model(processor)
+    processor.video_processor.cap_pixels_per_frame = True
+    _learn(model, _questions_and_answers(processor, {CAPTION_PROMPT: caption, OBJECTS_PROMPT: objects}), steps=100)
+    model.save_pretrained(folder)
+    processor.video_processor.cap_pixels_per_frame = None  # as in Qwen's checkpoints
+    processor.save_pretrained(folder)
+
+
+# BLIP-2
+
+
+def _blip2_processor() -> Blip2Processor:
+    vocabulary, merges = _byte_pairs(" ".join(["", *COLOURS, REGION_CAPTION]))
+    for token in ("<s>", "<pad>", "</s>", "<unk>"):
+        vocabulary[token] = len(vocabulary)
+    tokenizer = GPT2Tokenizer(
+        vocab=vocabulary, merges=merges, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>"
+    )
+    image_processor = BlipImageProcessor(size={"height": 32, "width": 32})
+    return Blip2Processor(image_processor, tokenizer, num_query_tokens=4)
+
+
+def _blip2_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
+    tokenizer = processor.tokenizer
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config={**vision, "image_size": 32, "patch_size": 8, "initializer_range": 0.2},
+            qformer_config={**vision, "vocab_size": 8, "max_position_embeddings": 8, "initializer_range": 0.2},
+            text_config={
+                "model_type": "opt",
+                "init_std": 0.2,
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "ffn_dim": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 128,
+                "word_embed_proj_dim": 32,
+                "bos_token_id": tokenizer.bos_token_id,
+                # As in Salesforce's checkpoints: a caption ends with its line.
+                "eos_token_id": tokenizer.convert_tokens_to_ids("Ċ"),
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            num_query_tokens=4,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+    )
+    torch.nn.init.normal_(model.query_tokens)
+    return model
+
+
+def _coloured_things(processor: Blip2Processor):
+    """Images of something of one colour on black, with what to say of it."""
+    generator = np.random.default_rng(0)
+    while True:
+        images, texts = [], []
+        for name in COLOURS:
+            image = np.zeros((32, 32, 3), np.uint8)
+            top, left = generator.integers(0, 12, 2)
+            height, width = generator.integers(8, 20, 2)
+            pixels = COLOURS[name] + generator.integers(-30, 31, (height, width, 3))
+            image[top : top + height, left : left + width] = pixels.clip(0, 255)
+            images.append(Image.fromarray(image))
+            texts.append(f"</s>{REGION_CAPTION.format(name)}\n")
+        batch = processor(images=images, text=texts, return_tensors="pt")
+        told = batch["input_ids"] != processor.tokenizer.convert_tokens_to_ids("<image>")
+        yield {**batch, "labels": batch["input_ids"].masked_fill(~told, -100)}
+
+
+def save_tiny_blip2(folder: str | os.PathLike) -> None:
+    """A `Blip2ForConditionalGeneration` that says `REGION_CAPTION` with the colour, of `COLOURS`, of what it sees on black."""
+    torch.manual_seed(0)
+    processor = _blip2_processor()
+    model = _blip2_model(processor)
+    _learn(model, _coloured_things(processor), steps=160)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+# CLIP
+
+
+def save_tiny_clip(folder: str | os.PathLike) -> None:
+    """A `CLIPModel` with random weights; embeddings of length 16."""
+    torch.manual_seed(0)
+    vocabulary, merges = _byte_pairs("camel fence rock red green blue white thing on black background", ending="</w>")
+    for token in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[token] = len(vocabulary)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": len(tokenizer), "initializer_factor": 10.0, **tokens},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)

@@ -1,0 +1,295 @@
+"""Small real detectors, trackers and depth estimators: the classes of transformers with a few thousand random weights.
+
+Each function writes a folder as `save_pretrained` does, for `from_pretrained` to load. All weights come from a seed. The
+text of a prompt is read letter by letter, so that any noun may be asked for. Scores of a random model are arbitrary: set
+thresholds accordingly.
+"""
+
+import string
+from pathlib import Path
+
+import torch
+from small_models import clip_tokenizer
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    CLIPTextConfig,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessor,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessor,
+    GroundingDinoProcessor,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessor,
+    Owlv2Processor,
+    Sam2HieraDetConfig,
+    Sam2ImageProcessor,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    Sam2VideoProcessor,
+    Sam2VideoVideoProcessor,
+    Sam2VisionConfig,
+    Sam3Config,
+    Sam3ImageProcessor,
+    Sam3VideoConfig,
+    Sam3VideoModel,
+    Sam3VideoProcessor,
+    Sam3ViTConfig,
+    SwinConfig,
+)
+
+SAM_SIZE = 64  # the side of the square that SAM 2 and SAM 3 scale frames to
+SAM_DIM = 128  # the memory has 64 channels by a constant of transformers, and this must be a multiple above it
+
+
+def _letters_tokenizer(folder: Path) -> BertTokenizer:
+    """A real BERT tokenizer whose words are single letters; 101, 102, 1012 and 1029 are special to Grounding DINO."""
+    words = [f"[unused{i}]" for i in range(1030)]
+    places = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
+    for place, word in places.items():
+        words[place] = word
+    for place, letter in enumerate(string.ascii_lowercase):
+        words[200 + 2 * place], words[201 + 2 * place] = letter, f"##{letter}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(words))
+    return BertTokenizer(str(path))
+
+
+def save_tiny_grounding_dino(folder: Path, seed: int = 0) -> None:
+    """Ten boxes a picture and noun."""
+    torch.manual_seed(seed)
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=64,
+            patch_size=4,
+            embed_dim=8,
+            depths=[1, 1, 1],
+            num_heads=[1, 2, 4],
+            window_size=4,
+            out_features=["stage2", "stage3"],
+        ),
+        text_config=BertConfig(
+            vocab_size=1030, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=10,
+        num_feature_levels=3,
+        max_text_len=32,
+        init_std=0.2,  # with small weights, all scores are alike
+    )
+    model = GroundingDinoForObjectDetection(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():  # those that make boxes of different sizes
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
+    GroundingDinoProcessor(image_processor, _letters_tokenizer(Path(folder))).save_pretrained(folder)
+
+
+def save_tiny_owlv2(folder: Path, seed: int = 0) -> None:
+    """Nine boxes a picture and noun."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    config = Owlv2Config(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 48,
+            "patch_size": 16,
+        },
+        projection_dim=16,
+    )
+    Owlv2ForObjectDetection(config).eval().save_pretrained(folder)
+    Owlv2Processor(Owlv2ImageProcessor(size={"height": 48, "width": 48}), tokenizer).save_pretrained(folder)
+
+
+_MASK_DECODER = {
+    "hidden_size": SAM_DIM,
+    "mlp_dim": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "iou_head_hidden_dim": 16,
+    "iou_head_depth": 2,
+}
+_MEMORY = {
+    "image_size": SAM_SIZE,
+    "memory_attention_hidden_size": SAM_DIM,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_encoder_hidden_size": SAM_DIM,
+    "memory_encoder_output_channels": 64,
+    "mask_downsampler_embed_dim": SAM_DIM,
+    "memory_fuser_num_layers": 1,
+    "memory_fuser_embed_dim": SAM_DIM,
+    "memory_fuser_intermediate_dim": 32,
+    "initializer_range": 0.2,  # with small weights, all masks are alike
+}
+
+
+def _see_objects_always(mask_decoder: torch.nn.Module) -> None:
+    """Else the random model says of nearly all objects that they are hidden, and leaves their masks empty."""
+    torch.nn.init.constant_(mask_decoder.pred_obj_score_head.proj_out.bias, 20.0)
+
+
+def save_tiny_sam2(folder: Path, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    config = Sam2VideoConfig(
+        vision_config=Sam2VisionConfig(
+            backbone_config=Sam2HieraDetConfig(
+                hidden_size=8,
+                image_size=[SAM_SIZE, SAM_SIZE],
+                blocks_per_stage=[1, 1, 2, 1],
+                embed_dim_per_stage=[8, 16, 32, 64],
+                num_attention_heads_per_stage=[1, 1, 1, 1],
+                window_size_per_stage=[4, 4, 4, 2],
+                global_attention_blocks=[3],
+            ),
+            backbone_channel_list=[64, 32, 16, 8],
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+            fpn_hidden_size=SAM_DIM,
+        ),
+        prompt_encoder_config={
+            "hidden_size": SAM_DIM,
+            "image_size": SAM_SIZE,
+            "patch_size": 16,
+            "mask_input_channels": 4,
+        },
+        mask_decoder_config=_MASK_DECODER,
+        memory_attention_rope_feat_sizes=[4, 4],
+        **_MEMORY,
+    )
+    model = Sam2VideoModel(config).eval()
+    _see_objects_always(model.mask_decoder)
+    model.save_pretrained(folder)
+    size = {"height": SAM_SIZE, "width": SAM_SIZE}
+    image_processor = Sam2ImageProcessor(size=size, mask_size={"height": 16, "width": 16})
+    Sam2VideoProcessor(image_processor, Sam2VideoVideoProcessor(size=size)).save_pretrained(folder)
+
+
+def save_tiny_depth_anything(folder: Path, seed: int = 0, depth_estimation_type: str = "relative") -> None:
+    torch.manual_seed(seed)
+    config = DepthAnythingConfig(
+        backbone_config=Dinov2Config(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=28,
+            patch_size=14,
+            out_indices=[1, 2, 3, 4],
+            apply_layernorm=True,
+            reshape_hidden_states=False,
+        ),
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        depth_estimation_type=depth_estimation_type,
+        max_depth=20,
+        initializer_range=0.2,  # with larger weights, metric depth is 0 or 20 everywhere
+    )
+    DepthAnythingForDepthEstimation(config).eval().save_pretrained(folder)
+    size = {"height": 42, "width": 42}
+    DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True).save_pretrained(folder)
+
+
+def save_tiny_sam3(folder: Path, seed: int = 0) -> None:
+    """Four objects a clip at most; the thresholds, which belong to the model's config, are very low."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    vision = {
+        "backbone_config": Sam3ViTConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=SAM_SIZE,
+            patch_size=16,
+            window_size=2,
+            global_attn_indexes=[0],
+            pretrain_image_size=32,
+        ),
+        "fpn_hidden_size": SAM_DIM,
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+    }
+    layers = {
+        "hidden_size": SAM_DIM,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "dropout": 0.0,
+    }
+    detector = Sam3Config(
+        vision_config=vision,
+        text_config=CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            projection_dim=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ).to_dict(),
+        geometry_encoder_config=layers,
+        detr_encoder_config=layers,
+        detr_decoder_config={**layers, "num_queries": 6},
+        mask_decoder_config={"hidden_size": SAM_DIM, "num_attention_heads": 2},
+        initializer_range=0.2,
+    )
+    tracker = {
+        "model_type": "sam3_tracker_video",
+        "vision_config": {"model_type": "sam3_vision_model", **vision},
+        "prompt_encoder_config": {
+            "hidden_size": SAM_DIM,
+            "image_size": SAM_SIZE,
+            "patch_size": 16,
+            "mask_input_channels": 4,
+        },
+        "mask_decoder_config": _MASK_DECODER,
+        "memory_attention_rope_feat_sizes": [4, 4],
+        **_MEMORY,
+    }
+    config = Sam3VideoConfig(
+        detector_config=detector,
+        tracker_config=tracker,
+        low_res_mask_size=16,
+        score_threshold_detection=0.01,
+        new_det_thresh=0.01,
+        max_num_objects=4,
+        hotstart_delay=3,
+        hotstart_unmatch_thresh=3,
+        hotstart_dup_thresh=3,
+    )
+    model = Sam3VideoModel(config).eval()
+    _see_objects_always(model.tracker_model.mask_decoder)
+    model.save_pretrained(folder)
+    size = {"height": SAM_SIZE, "width": SAM_SIZE}
+    image_processor = Sam3ImageProcessor(size=size, mask_size={"height": 16, "width": 16})
+    Sam3VideoProcessor(image_processor, Sam2VideoVideoProcessor(size=size), tokenizer).save_pretrained(folder)
