@@ -32,7 +32,8 @@ from tqdm import tqdm
 from diffusers_jdm.inflation import inflate
 from diffusers_jdm.training.backbones import CogVideoXBackbone
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.latents import LatentSource, ShardWriter, open_folder
+from diffusers_jdm.training.latent_folder import ShardWriter, open_folder
+from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
 from diffusers_jdm.training.metrics import peak_memory
 from diffusers_jdm.training.region_sampling import JOINER, non_empty_subsets
@@ -84,8 +85,8 @@ def write_latents(folder: Path, args) -> None:
         return torch.randn(shape, generator=generator).half()
 
     settings = {"family": "cogvideox", "num_frames": 4 * frames - 3, "height": 8 * height, "width": 8 * width}
-    settings |= {"num_subsets": 4, "seed": args.seed, "dtype": "fp16", "latent_channels": CHANNELS}
-    settings |= {"text_shape": args.text_size, "vae": "random", "text_encoder": "random", "vae_tiling": False}
+    settings |= {"num_subsets": 4, "seed": args.seed, "dtype": "float16", "mixed_precision": "no", "vae_tiling": False}
+    settings |= {"text_shape": args.text_size, "scaling_factor": 1.0, "vae": "random", "text_encoder": "random"}
     text = random(*args.text_size)
     open_folder(folder, settings, text)
     captions = ("a red circle", "a blue square")

@@ -1,12 +1,14 @@
 """Fixtures: small real pipelines, built anew for each test, and data (small_models.py and small_data.py make them)."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import small_data
 import small_models
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
@@ -14,6 +16,10 @@ from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.videos import VideoSource
 
 ROOT = Path(__file__).parents[1]
+
+# Sums depend on how many threads share them; the variable is for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from diffusers_jdm.data.video import write_video
 from diffusers_jdm.inflation import inflate
 from diffusers_jdm.masks import rle_encode
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.latents import ShardWriter, open_folder
+from diffusers_jdm.training.fingerprint import encoder_fingerprints
+from diffusers_jdm.training.latent_folder import ShardWriter, finish_folder, open_folder
 from diffusers_jdm.training.region_sampling import mean_cmi, non_empty_subsets
 from diffusers_jdm.training.videos import VideoSource
 
@@ -80,13 +81,9 @@ def write_latents(folder: Path, backbone, data: Path, size: int = 16) -> Path:
     source = VideoSource(data, num_frames, size, size)
     encoder = backbone.pipe.text_encoder
     settings = {"family": backbone.family, "num_frames": num_frames, "height": size, "width": size, "num_subsets": 7}
-    settings |= {"seed": 0, "dtype": "float16"}
-    settings |= {
-        "text_shape": [16, encoder.config.hidden_size],
-        "vae": "small",
-        "text_encoder": "small",
-        "vae_tiling": False,
-    }
+    settings |= {"seed": 0, "dtype": "float16", "mixed_precision": "no", "vae_tiling": False}
+    settings |= {"text_shape": [16, encoder.config.hidden_size]}
+    settings |= {"scaling_factor": backbone.pipe.vae.config.scaling_factor, **encoder_fingerprints(backbone.pipe)}
     open_folder(folder, settings, backbone.encode_prompt([""])[0].half())
     with ShardWriter(folder, shard_size=5) as writer:
         for index in range(len(source.ids)):
@@ -102,6 +99,7 @@ def write_latents(folder: Path, backbone, data: Path, size: int = 16) -> Path:
                 tensors |= {f"text.{k}": _embed(backbone, caption)}
             entry = {"key": f"{index:064x}", "id": row["id"], "caption": row["caption"], "regions": regions}
             writer.add(entry, tensors)
+    finish_folder(folder)
     return folder
 
 

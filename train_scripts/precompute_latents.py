@@ -1,7 +1,7 @@
 """Encode the clips of a manifest for training: VAE latents of the videos and of masks of their objects, and the texts.
 
     accelerate launch train_scripts/precompute_latents.py --pretrained_model_name_or_path zai-org/CogVideoX-2b \
-        --train_data_dir clips --output_dir latents --mixed_precision bf16
+        --train_data_dir clips --output_dir latents --mixed_precision fp16
 
 The base may be of either family, plain or joint; its denoiser is not loaded. Run the same command again, with any number
 of processes, to go on after a stop, or after clips have changed. See README.md.
@@ -14,25 +14,35 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
-from torch.utils.data import DataLoader, Dataset
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from diffusers_jdm.data.hub_dataset import resolve
 from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.masks import mask_to_rgb, union_mask
+from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.errors import TrainingError, exit_clearly
-from diffusers_jdm.training.fingerprint import clip_key, fingerprint
-from diffusers_jdm.training.latents import ShardWriter, index_files, keep_only, open_folder, read_index
+from diffusers_jdm.training.clip_reader import ClipReader
+from diffusers_jdm.training.errors import TrainingError, exit_clearly, one_line
+from diffusers_jdm.training.fingerprint import encoder_fingerprints
+from diffusers_jdm.training.latent_folder import (
+    ShardWriter,
+    check_clips,
+    finish_folder,
+    keep_only,
+    open_folder,
+    tensor_names,
+)
+from diffusers_jdm.training.latents import index_files, read_index
 from diffusers_jdm.training.preflight import as_training_error, default_size, read_base
 from diffusers_jdm.training.quarantine import Quarantine
-from diffusers_jdm.training.region_sampling import distinct_subsets, join_captions, mean_cmi
-from diffusers_jdm.training.videos import VideoSource, full_caption
+from diffusers_jdm.training.setup import make_output_dir
+from diffusers_jdm.training.videos import VideoSource
 
 HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BARRIER_TIMEOUT = timedelta(days=30)  # a process waits here for all clips of the slowest one
@@ -102,12 +112,11 @@ def find_backbone(path, revision):
 
 def load_backbone(args, backbone_class, base):
     """The base without its denoiser, in fp32 on the CPU."""
-    pipe = DiffusionPipeline.from_pretrained(
-        args.pretrained_model_name_or_path,
-        revision=args.revision,
-        variant=args.variant,
-        **{backbone_class.component: None},
-    )
+    path, without = args.pretrained_model_name_or_path, {backbone_class.component: None}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(path, revision=args.revision, variant=args.variant, **without)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
     for model in (pipe.vae, pipe.text_encoder):
         model.requires_grad_(False).eval().float()
     if args.batch_size == 1:  # a larger one asks for more at a time
@@ -119,51 +128,20 @@ def load_backbone(args, backbone_class, base):
     return backbone_class(pipe)
 
 
-class ClipReader(Dataset):
-    """Item i is one clip, decoded: a dict with `id` and `key`, and `reason` if it is unusable, nothing more if it is in
-    `done`; else `video` uint8 (F, H, W, 3), `masks`, a bool (F, H, W) for each stored subset, and its `entry` in the index.
-    """
+def to_half(encoder, dtype):
+    """As transformers loads a text encoder in this dtype: what would overflow in fp16 stays in fp32 (T5's `wo`)."""
+    kept = getattr(encoder, "_keep_in_fp32_modules", None) if dtype == torch.float16 else None
+    for name, parameter in encoder.named_parameters():
+        if not set(kept or ()) & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
 
-    def __init__(self, source, indices, settings, done):
-        self.source, self.indices, self.settings, self.done = source, indices, settings, done
 
-    def __len__(self):
-        return len(self.indices)
-
-    def __getitem__(self, position):
-        index = self.indices[position]
-        clip = {"id": self.source.ids[index], "key": None}
-        try:
-            row = self.source.row(index)
-            clip["key"] = self.key(row)
-            return clip if clip["key"] in self.done else clip | self.decode(row, clip["key"])
-        except BadSampleError as error:
-            return clip | {"reason": str(error)}
-
-    def key(self, row):
-        try:
-            return clip_key(row, self.source.video_path(row), self.settings)
-        except FileNotFoundError as error:
-            raise BadSampleError(f"{error.filename} is missing") from error
-        except OSError as error:
-            raise BadSampleError(f"its video cannot be read: {error}") from error
-
-    def decode(self, row, key):
-        video, captions = self.source.video(row), [region["caption"] for region in row["regions"]]
-        masks = self.source.masks(row, tuple(range(len(captions))))
-        # Of the clip's own: so its draws are the same wherever it stands, and whenever it is encoded.
-        rng = np.random.default_rng(int(key[:16], 16))
-        subsets = distinct_subsets(rng, len(captions), self.settings["num_subsets"]) if captions else []
-        regions = [
-            {
-                "subset": list(subset),
-                "caption": join_captions(rng, [captions[i] for i in subset]),
-                "mean_cmi": mean_cmi(row["cmi"], subset),
-            }
-            for subset in subsets
-        ]
-        entry = {"key": key, "id": row["id"], "caption": full_caption(row), "regions": regions}
-        return {"video": video, "masks": [union_mask(masks, subset) for subset in subsets], "entry": entry}
+@torch.no_grad()
+def encode_empty_prompt(backbone, args):
+    embeds = backbone.encode_prompt([""])[0].to(getattr(torch, args.dtype))
+    if not torch.isfinite(embeds).all():
+        raise TrainingError("the empty prompt became NaN or inf: try another --mixed_precision or --dtype.")
+    return embeds
 
 
 def to_pixels(video, device):
@@ -181,14 +159,13 @@ def encode(backbone, clip, device, args):
     """
     half, dtype = HALF[args.mixed_precision], getattr(torch, args.dtype)
     videos = [clip["video"], *clip["masks"]]
-    latents, regions = [], clip["entry"]["regions"]
+    latents, entry = [], clip["entry"]
     with torch.autocast(device.type, half, enabled=half is not None):
         for start in range(0, len(videos), args.batch_size):
             pixels = [to_pixels(video, device) for video in videos[start : start + args.batch_size]]
             latents += backbone.encode_pixels(torch.stack(pixels)).to(dtype).cpu()
-    embeds = backbone.encode_prompt([clip["entry"]["caption"], *(region["caption"] for region in regions)])
-    names = ["video", *(f"mask.{k}" for k in range(len(regions))), "text", *(f"text.{k}" for k in range(len(regions)))]
-    tensors = dict(zip(names, [*latents, *embeds.to(dtype).cpu()]))
+    embeds = backbone.encode_prompt([entry["caption"], *(region["caption"] for region in entry["regions"])])
+    tensors = dict(zip(tensor_names(entry), [*latents, *embeds.to(dtype).cpu()]))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BadSampleError(
@@ -198,14 +175,14 @@ def encode(backbone, clip, device, args):
 
 
 def encode_clips(args, state, backbone, source, settings):
-    """This process's share of the clips. Returns the keys of its sound ones and how many of them were encoded now."""
+    """This process's share of the clips. Returns (id, key) of its sound ones, and how many of them were encoded now."""
     folder = Path(args.output_dir)
     done = {entry["key"] for path in index_files(folder) for _, entry in read_index(path)}
     state.wait_for_everyone()  # so that none counts what another one encodes now
     reader = ClipReader(source, range(state.process_index, len(source.ids), state.num_processes), settings, done)
     loader = DataLoader(reader, batch_size=None, num_workers=args.dataloader_num_workers)
     quarantine = Quarantine(folder, args.max_bad_samples)
-    keys, encoded = [], 0
+    sound, encoded = [], 0
     with ShardWriter(folder, state.process_index, args.shard_size) as writer:
         for clip in tqdm(loader, desc="clips", disable=not state.is_local_main_process):
             try:
@@ -217,14 +194,13 @@ def encode_clips(args, state, backbone, source, settings):
             except BadSampleError as error:
                 quarantine.add([(clip["id"], str(error))])
             else:
-                keys.append(clip["key"])
-    return keys, encoded
+                sound.append((clip["id"], clip["key"]))
+    return sound, encoded
 
 
 @contextmanager
 def lock(folder):
     """Two runs with the same ranks would replace each other's shards. Raises TrainingError if another one is writing."""
-    folder.mkdir(parents=True, exist_ok=True)
     held = FileLock(folder / "precompute.lock")  # the system lets go of it however the process ends
     try:
         held.acquire(timeout=0)
@@ -242,15 +218,17 @@ def fill(args, state, backbone, source, settings, empty_prompt):
     """All clips, in a folder that is locked; what it has of clips that have changed since, or are gone, is dropped."""
     folder = Path(args.output_dir)
     if state.is_main_process:
-        as_training_error(open_folder, folder, settings, empty_prompt)
+        for line in as_training_error(open_folder, folder, settings, empty_prompt):
+            print(line)
         (folder / "quarantine.jsonl").unlink(missing_ok=True)  # every clip is looked at again
     state.wait_for_everyone()
-    keys, encoded = encode_clips(args, state, backbone, source, settings)
+    sound, encoded = encode_clips(args, state, backbone, source, settings)
     state.wait_for_everyone()
-    keys, encoded = gather_object(keys), sum(gather_object([encoded]))
+    sound, encoded = dict(gather_object(sound)), sum(gather_object([encoded]))
     if state.is_main_process:
-        dropped = keep_only(folder, set(keys))
-        bad, kept = len(source.ids) - len(keys), len(keys) - encoded
+        dropped = keep_only(folder, dict.fromkeys(source.ids) | sound)
+        finish_folder(folder)
+        bad, kept = len(source.ids) - len(sound), len(sound) - encoded
         print(json.dumps({"encoded": encoded, "kept": kept, "dropped": dropped, "bad": bad}))
 
 
@@ -265,16 +243,20 @@ def main(args):
     given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
     size = default_size(backbone_class, base) | {name: value for name, value in given.items() if value is not None}
     as_training_error(backbone_class.check_size, **size, denoiser=base.denoiser, vae=base.vae)
-    source = as_training_error(VideoSource, args.train_data_dir, **size)
+    source = as_training_error(VideoSource, as_training_error(resolve, args.train_data_dir), **size)
+    if state.is_main_process:
+        as_training_error(check_clips, folder, source.ids)
+    make_output_dir(folder)
 
     # 2. The models, and the folder.
     backbone = load_backbone(args, backbone_class, base)
     pipe = backbone.pipe
-    prints = {"vae": fingerprint(pipe.vae), "text_encoder": fingerprint(pipe.text_encoder)}
+    prints = encoder_fingerprints(pipe)
+    if args.mixed_precision != "no":
+        to_half(pipe.text_encoder, HALF[args.mixed_precision])
     pipe.vae.to(state.device)
-    pipe.text_encoder.to(state.device, HALF[args.mixed_precision])
-    with torch.no_grad():
-        empty_prompt = backbone.encode_prompt([""])[0].to(getattr(torch, args.dtype))
+    pipe.text_encoder.to(state.device)
+    empty_prompt = encode_empty_prompt(backbone, args)
     settings = {
         "family": backbone_class.family,
         **size,
@@ -282,7 +264,9 @@ def main(args):
         "vae_tiling": not args.disable_vae_tiling,  # where frames are larger than a tile, it changes their latents
         "seed": args.seed,
         "dtype": args.dtype,
+        "mixed_precision": args.mixed_precision,
         "text_shape": list(empty_prompt.shape),
+        "scaling_factor": pipe.vae.config.scaling_factor,
         **prints,
     }
     with lock(folder) if state.is_main_process else nullcontext():

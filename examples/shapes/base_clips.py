@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from diffusers_jdm.data.shapes import full_caption, phrase, sample_clip
+from diffusers_jdm.training.fingerprint import fingerprint
 
 
 def to_tensor(videos):
@@ -17,8 +18,9 @@ OBJECTS: dict[tuple[int, int, int], tuple] = {}
 
 
 @torch.no_grad()
-def encode_clips(base, vae, seed, count, num_frames, cache_file, chunk=32):
-    """Latents of training clips, times the scaling factor; kept in one safetensors file."""
+def encode_clips(base, vae, seed, count, num_frames, cache, chunk=32):
+    """Latents of training clips, times the scaling factor; kept in a safetensors file that names what they follow from."""
+    cache_file = cache / f"{count}x{num_frames}-seed{seed}-{fingerprint(vae)[:12]}.safetensors"
     if cache_file.exists():
         return load_file(cache_file)["latents"].float()
     latents = []
@@ -29,7 +31,7 @@ def encode_clips(base, vae, seed, count, num_frames, cache_file, chunk=32):
             encoded = base.encode(vae, to_tensor([clip.video for clip in clips]))
         latents.append(encoded.float() * vae.config.scaling_factor)
     latents = torch.cat(latents).half()
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     temporary = cache_file.with_suffix(".tmp")
     save_file({"latents": latents.contiguous()}, temporary)
     temporary.replace(cache_file)

@@ -66,8 +66,15 @@ def make_row(args, index):
 
 def main(args):
     folder = Path(args.output_dir)
+    if any(folder.glob("manifest-*.parquet.tmp")):  # killed before the last file of the manifest had its name
+        for path in folder.glob("manifest-*.parquet"):
+            path.unlink()
     if any(folder.glob("*.parquet")):
-        if Manifest(folder).ids != [clip_id(args, index) for index in range(args.num_clips)]:
+        try:
+            ids = Manifest(folder).ids
+        except ValueError as error:
+            raise SystemExit(f"error: {error} Delete {folder}, or take another --output_dir.") from error
+        if ids != [clip_id(args, index) for index in range(args.num_clips)]:
             raise SystemExit(f"error: {folder} holds another training set: delete it, or take another --output_dir.")
         print(f"{folder} is there already.")
         return

@@ -102,7 +102,8 @@ def ship_weights(source, target):
     pipe.save_pretrained(target)
     # transformers loads a text encoder in the dtype that its config names, diffusers its models in fp32: make them equal.
     config_file = target / "text_encoder" / "config.json"
-    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def figures(report, part):
@@ -138,7 +139,8 @@ def write_cards(family, output_dir, report):
         table = (
             f"{note}\n\n| figure | value |\n|---|---|\n{rows}" if rows else "None were measured for this checkpoint."
         )
-        (output_dir / "base" / "README.md").write_text(BASE_CARD.format(training=training, figures=table))
+        card = BASE_CARD.format(training=training, figures=table)
+        (output_dir / "base" / "README.md").write_text(card, encoding="utf-8")
 
 
 def main(args):
@@ -151,7 +153,7 @@ def main(args):
         for stage in ("vae", "text_encoder", "base", "joint"):
             shutil.copyfile(model_dir / stage / "log.jsonl", output_dir / "logs" / f"{family.logs}{stage}.jsonl")
     # Figures belong to the weights that they were measured on: freshly shipped ones have none yet.
-    write_cards(family, output_dir, json.loads(report.read_text()) if args.cards_only else None)
+    write_cards(family, output_dir, json.loads(report.read_text(encoding="utf-8")) if args.cards_only else None)
     for name in family.pipelines:
         size = sum(path.stat().st_size for path in (output_dir / name).rglob("*") if path.is_file())
         print(f"{output_dir / name}: {size / 1e6:.1f} MB")

@@ -181,7 +181,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
     pipe = base.pipeline(model_dir)
     vae, denoiser, scheduler = pipe.vae, getattr(pipe, base.denoiser), pipe.scheduler
     cache = model_dir / "latents"
-    frames = encode_clips(base, vae, 1, args.num_single_frames, 1, cache / "frames.safetensors", chunk=128)
+    frames = encode_clips(base, vae, 1, args.num_single_frames, 1, cache, chunk=128)
     clips = None
 
     optimizers = build_optimizer(denoiser, base.blocks, args.learning_rate)
@@ -207,7 +207,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
         rng = np.random.default_rng([args.seed, step])
         use_clips = step >= args.frame_steps and rng.random() < args.clip_probability
         if use_clips and clips is None:
-            clips = encode_clips(base, vae, 2, args.num_clips, base.clip_frames, cache / "clips.safetensors")
+            clips = encode_clips(base, vae, 2, args.num_clips, base.clip_frames, cache)
         bank, seed, num_frames = (clips, 2, base.clip_frames) if use_clips else (frames, 1, 1)
         batch_size = args.clip_batch_size if use_clips else args.frame_batch_size
         indices = rng.integers(len(bank), size=batch_size)
@@ -236,8 +236,8 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
                 "seconds": round(time.time() - start),
             }
             running = []
-            if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
-                save_checkpoint(output_dir, base.denoiser, denoiser, ema, optimizers, step + 1)
+            is_checkpoint = (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps
+            if is_checkpoint:
                 ema.store(denoiser.parameters())
                 ema.copy_to(denoiser.parameters())
                 frames_shown = base.clip_frames if step >= args.frame_steps else 1
@@ -247,6 +247,8 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
             progress.write(json.dumps(record))
             with open(output_dir / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
+            if is_checkpoint:  # last of all: after a kill, a state stands for a pipeline and a log that are written
+                save_checkpoint(output_dir, base.denoiser, denoiser, ema, optimizers, step + 1)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,20 @@ def test_training_reads_it(prepared):
         assert sample["mask"].any() and "background" not in sample["prompt"]
 
 
+def test_what_comes_out_is_sound_and_can_be_published(prepared, capsys):
+    assert main(["dataset", "check", str(prepared)]) == 0
+    assert "is sound" in capsys.readouterr().out
+    assert main(["dataset", "push", str(prepared), "org/name", "--dry_run", "--license", "cc-by-4.0"]) == 0
+    out = capsys.readouterr().out
+    assert "manifest-00000-of-00001.parquet" in out and ".mp4" not in out and "would be uploaded to org/name" in out
+    assert str(prepared) not in (prepared / "README.md").read_text()
+    (prepared / "videos/clip-0.mp4").rename(prepared / "gone.mp4")
+    assert main(["dataset", "check", str(prepared)]) == 2
+    captured = capsys.readouterr()
+    assert "clip-0" in captured.out and captured.err.splitlines()[-1].startswith("diffusers-jdm: error: 1 problem(s)")
+    (prepared / "gone.mp4").rename(prepared / "videos/clip-0.mp4")
+
+
 def test_bad_videos_are_named_with_their_reasons(prepared):
     verdicts = {row["id"]: row for row in pq.read_table(prepared / "verdicts/verdicts.parquet").to_pylist()}
     assert len(verdicts) == 9

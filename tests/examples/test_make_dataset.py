@@ -61,3 +61,22 @@ def test_an_unfinished_set_is_made_anew(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.parquet"))
     make(tmp_path)
     assert len(Manifest(tmp_path)) == 3
+
+
+def test_a_manifest_of_which_files_are_missing_is_made_anew(tmp_path, monkeypatch):
+    """Killed between the renames of its files, at the end."""
+    write = script.write_manifest
+    monkeypatch.setattr(script, "write_manifest", lambda *args: write(*args, rows_per_file=1))
+    make(tmp_path)
+    (tmp_path / "manifest-00002-of-00003.parquet").rename(tmp_path / "manifest-00002.parquet.tmp")
+    with pytest.raises(ValueError, match="not complete"):
+        Manifest(tmp_path)
+    make(tmp_path)
+    assert len(Manifest(tmp_path)) == 3 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_damaged_manifest_is_one_clear_line(tmp_path):
+    make(tmp_path)
+    (tmp_path / "manifest-00000-of-00001.parquet").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"^error: .*cannot be read as a parquet file.* Delete .*, or take another"):
+        make(tmp_path)

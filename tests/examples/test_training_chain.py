@@ -45,6 +45,33 @@ def make_joint(folder, family, *precompute):
     run(f"train_scripts/train_jdm_{family}.py", *base, *joint, "--logging_steps", 1, "--use_ema")
 
 
+def test_a_kill_after_the_last_state_of_the_base_leaves_its_pipeline(out, tmp_path, monkeypatch):
+    """The rerun has nothing left to do, so what is there must be of the last step."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "shapes")
+    import train_base
+
+    save = train_base.save_checkpoint
+
+    def killed(*args):
+        save(*args)
+        if args[-1] == 2:
+            raise KeyboardInterrupt
+
+    flags = ["--model_dir", out, "--output_dir", tmp_path, "--num_single_frames", 8, "--max_train_steps", 2]
+    flags += ["--frame_batch_size", 2, "--checkpointing_steps", 1, "--validation_prompts", 1]
+    monkeypatch.setattr("sys.argv", ["train_base.py", *map(str, flags)])
+    monkeypatch.setattr(train_base, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_base.main(train_base.parse_args())
+    ema = torch.load(tmp_path / "training_state.pt", weights_only=True)["ema"]["shadow_params"]
+    transformer = DiffusionPipeline.from_pretrained(tmp_path / "pipeline").transformer
+    assert all(torch.equal(p, q) for p, q in zip(transformer.parameters(), ema))
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2]
+    train_base.main(train_base.parse_args())
+    assert all(torch.equal(p, q) for p, q in zip(transformer.parameters(), ema))
+
+
 def test_the_chain_ends_in_a_joint_pipeline(out):
     pipe = DiffusionPipeline.from_pretrained(out / "joint")
     assert isinstance(pipe, CogVideoXJDMPipeline)

@@ -33,6 +33,14 @@ def test_text_of_a_half_precision_encoder_comes_out_in_fp32(backbone):
     assert backbone.encode_prompt(["a"]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_leaves_text_alone(backbone, dtype):
+    """Of T5, it would put into fp16 what transformers keeps in fp32; and precompute has no autocast around it."""
+    expected = backbone.encode_prompt(PROMPTS)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(backbone.encode_prompt(PROMPTS), expected)
+
+
 def test_the_text_length_can_be_given_without_a_transformer(cogvideox_base):
     expected = CogVideoXBackbone(cogvideox_base).encode_prompt(["a"])
     cogvideox_base.register_modules(transformer=None)

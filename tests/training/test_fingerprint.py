@@ -1,9 +1,11 @@
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from small_clips import clip_row
-from small_models import cogvideox_vae, modelscope_vae
+from small_models import cogvideox_base_pipeline, cogvideox_vae, modelscope_base_pipeline, modelscope_vae
+from tokenizers import AddedToken
 
-from diffusers_jdm.training.fingerprint import clip_key, fingerprint
+from diffusers_jdm.training.fingerprint import clip_key, encoder_fingerprints, fingerprint, tokenizer_state
 
 SETTINGS = {"height": 24, "seed": 0}
 
@@ -22,6 +24,43 @@ def test_one_weight_and_the_scaling_factor_count():
     other = cogvideox_vae()
     other.register_to_config(scaling_factor=0.7)
     assert fingerprint(other) != before
+
+
+def test_the_dtype_of_loading_does_not_count():
+    vae = cogvideox_vae().half()
+    expected = fingerprint(vae)
+    assert fingerprint(vae.float()) == expected
+    assert fingerprint(cogvideox_vae()) != expected  # rounded weights are others
+
+
+@pytest.mark.parametrize("make", [cogvideox_base_pipeline, modelscope_base_pipeline])
+def test_encoders_are_the_same_after_they_were_saved_and_used(make, tmp_path):
+    """What precompute hashes, and what a train script does, which may have loaded a copy."""
+    pipe = make()
+    expected = encoder_fingerprints(pipe)
+    pipe.tokenizer(["a b", "c"], padding="max_length", max_length=7, truncation=True)
+    pipe.save_pretrained(tmp_path / "one")
+    copy = DiffusionPipeline.from_pretrained(tmp_path / "one")
+    copy.save_pretrained(tmp_path / "two")
+    assert encoder_fingerprints(copy) == expected == encoder_fingerprints(pipe)
+    assert encoder_fingerprints(DiffusionPipeline.from_pretrained(tmp_path / "two")) == expected
+
+
+@pytest.mark.parametrize("make", [cogvideox_base_pipeline, modelscope_base_pipeline])
+def test_the_tokenizer_counts_to_the_text_encoder(make):
+    pipe = make()
+    before = encoder_fingerprints(pipe)
+    pipe.tokenizer.add_tokens([AddedToken("zebra")])
+    after = encoder_fingerprints(pipe)
+    assert after["vae"] == before["vae"] and after["text_encoder"] != before["text_encoder"]
+
+
+def test_a_tokenizer_without_a_backend_is_known_by_its_words():
+    class Slow:  # transformers 5 has none any more
+        def __init__(self, **words):
+            self.get_vocab = lambda: words
+
+    assert tokenizer_state(Slow(a=0, b=1)) == tokenizer_state(Slow(b=1, a=0)) != tokenizer_state(Slow(a=1, b=0))
 
 
 def change_region(row, **changes):

@@ -5,13 +5,24 @@ import shutil
 
 import pytest
 import small_models
-from small_data import write_training_set
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from small_clips import clip_row, write_rows
+from small_data import joint_backbone, write_training_set
 
+from diffusers_jdm.data.manifest import BadSampleError
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.errors import TrainingError
 from diffusers_jdm.training.latents import LatentSource
-from diffusers_jdm.training.preflight import default_size, open_source, read_base, validate_dataset
+from diffusers_jdm.training.preflight import (
+    check_same_encoders,
+    default_size,
+    open_source,
+    read_base,
+    validate_dataset,
+)
 from diffusers_jdm.training.videos import VideoSource
 
 BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
@@ -121,6 +132,54 @@ def test_latents_that_do_not_fit(cogvideox_base_folder, cogvideox_latents, model
             open_source(config(cogvideox_base_folder, cogvideox_latents), CogVideoXBackbone, other)
 
 
+def test_latents_of_a_vae_with_another_scale(family, request):
+    """As those of CogVideoX-2B are for CogVideoX-5B, whose latents have the same shape."""
+    folder, base = base_of(family, request)
+    other = base._replace(vae=base.vae | {"scaling_factor": 0.5})
+    with pytest.raises(
+        TrainingError, match=r"a VAE with a scaling_factor of .*base's is 0.5: precompute them with this"
+    ):
+        open_source(config(folder, request.getfixturevalue(f"{family}_latents")), BACKBONES[family], other)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", None])
+def test_latents_of_other_weights(part, family, request):
+    """They are known once the pipeline is loaded."""
+    source = LatentSource(request.getfixturevalue(f"{family}_latents"))
+    check_same_encoders(source, DiffusionPipeline.from_pretrained(request.getfixturevalue(f"{family}_base_folder")))
+    pipe = joint_backbone(family).pipe
+    if part is None:
+        return check_same_encoders(source, pipe.to(torch.float64))
+    with torch.no_grad():
+        next(getattr(pipe, part).parameters()).view(-1)[0] += 1
+    with pytest.raises(TrainingError, match=rf"was made with another {part} than --pretrained_model_name_or_path has"):
+        check_same_encoders(source, pipe)
+
+
+def test_videos_need_no_encoders_of_their_own(training_set):
+    check_same_encoders(VideoSource(training_set, 9, 16, 16), joint_backbone("cogvideox").pipe)
+
+
+@pytest.mark.parametrize("complete", [False, None])
+def test_unfinished_latents(complete, cogvideox_base_folder, cogvideox_latents, tmp_path):
+    folder = shutil.copytree(cogvideox_latents, tmp_path / "latents")
+    settings = json.loads((folder / "latents.json").read_text())
+    assert settings.pop("complete") is True
+    settings |= {} if complete is None else {"complete": complete}
+    (folder / "latents.json").write_text(json.dumps(settings))
+    base = read_base(str(cogvideox_base_folder), CogVideoXBackbone)
+    with pytest.raises(TrainingError, match=r"is not finished: run train_scripts/precompute_latents.py to its end"):
+        open_source(config(cogvideox_base_folder, folder), CogVideoXBackbone, base)
+
+
+def test_an_empty_prompt_of_nan(cogvideox_base_folder, cogvideox_latents, tmp_path):
+    folder = shutil.copytree(cogvideox_latents, tmp_path / "latents")
+    save_file({"text": torch.full((16, 32), float("nan"))}, folder / "empty_prompt.safetensors")
+    base = read_base(str(cogvideox_base_folder), CogVideoXBackbone)
+    with pytest.raises(BadSampleError, match=r"the empty prompt's embedding in .* holds NaN"):
+        open_source(config(cogvideox_base_folder, folder), CogVideoXBackbone, base)
+
+
 def test_direct_fine_tuning_of_a_joint_model_is_refused(cogvideox_base_folder, cogvideox_latents):
     joint = read_base(str(cogvideox_base_folder), CogVideoXBackbone)._replace(pipeline_class="CogVideoXJDMPipeline")
     with pytest.raises(TrainingError, match=r"--objective direct fine-tunes a plain base"):
@@ -139,3 +198,16 @@ def test_all_samples_can_be_tried_before_a_run(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 of 3 samples can be read." in printed and "clip-1: " in printed and "1.mp4 is missing" in printed
     assert json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())["id"] == "clip-1"
+
+
+def test_clips_without_objects_are_bad_for_the_joint_objective_only(tmp_path, capsys):
+    """Training would set them aside, too."""
+    row = clip_row(tmp_path, 0)
+    write_rows(tmp_path, [row, row | {"id": "plain", "regions": [], "cmi": None}])
+    source = VideoSource(tmp_path, 9, 16, 16)
+    flags = config("base", tmp_path, output_dir=str(tmp_path / "out"))
+    with pytest.raises(TrainingError, match=r"^1 samples cannot be read"):
+        validate_dataset(flags, source)
+    assert "plain: it has no objects, so no region can be drawn" in capsys.readouterr().out
+    validate_dataset(config("base", tmp_path, output_dir=str(tmp_path / "out"), objective="direct"), source)
+    assert "2 of 2 samples can be read." in capsys.readouterr().out

@@ -93,7 +93,7 @@ def test_without_cmi_it_is_zero(tmp_path, row):
 
 def test_a_clip_without_objects_has_no_region_but_can_be_read(tmp_path, row):
     source = source_of(tmp_path, row | {"regions": [], "cmi": None})
-    assert not source.has_regions(0) and source.regions(0) == []
+    assert source.regions(0) == []
     assert source.read(0, None)["prompt"] == clip(0).caption
     with pytest.raises(BadSampleError, match="has no objects"):
         source.draw_region(0, np.random.default_rng(0))

@@ -3,6 +3,7 @@
 import importlib
 
 import torch
+from safetensors import SafetensorError
 
 from .settings import ModelSettings
 
@@ -43,10 +44,17 @@ def load_model(model_class, settings: ModelSettings) -> torch.nn.Module:
     """
     device, dtype = device_of(settings), dtype_of(settings)
     try:
-        model = model_class.from_pretrained(settings.model, revision=settings.revision, dtype=dtype)
-        return model.to(device).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, found = model_class.from_pretrained(
+            settings.model, revision=settings.revision, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{settings.model} cannot be loaded as {model_class.__name__}: {_one_line(error)}") from error
+    if found["missing_keys"]:  # transformers fills them with random numbers and goes on
+        raise ModelError(
+            f"{settings.model} is no {model_class.__name__}: it lacks {len(found['missing_keys'])} of its weights, "
+            f"{min(found['missing_keys'])} for one."
+        )
+    return model.to(device).eval().requires_grad_(False)
 
 
 def load_processor(processor_class, settings: ModelSettings):

@@ -23,7 +23,7 @@ class Backbone(Protocol):
         """The schedule of training, with `add_noise` and the base's `prediction_type`."""
 
     def encode_prompt(self, prompts: list[str]) -> torch.Tensor:
-        """(B, L, D), fp32, on the text encoder's device."""
+        """(B, L, D), fp32, on the text encoder's device; computed in its own dtype, whatever autocast says."""
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1], (B, F, H, W, 3), as scaled latents, fp32: the posterior's mode."""
@@ -56,9 +56,10 @@ class CogVideoXBackbone:
 
     def encode_prompt(self, prompts):
         encoder = self.pipe.text_encoder
-        embeds, _ = self.pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=self.text_length, device=encoder.device
-        )
+        with torch.autocast(encoder.device.type, enabled=False):  # it would put into fp16 what T5 keeps in fp32
+            embeds, _ = self.pipe.encode_prompt(
+                prompts, do_classifier_free_guidance=False, max_sequence_length=self.text_length, device=encoder.device
+            )
         return embeds.float()
 
     def encode_pixels(self, pixels):
@@ -106,7 +107,9 @@ class ModelScopeBackbone:
         return DDPMScheduler.from_config(self.pipe.scheduler.config)
 
     def encode_prompt(self, prompts):
-        return self.pipe.encode_prompt(prompts, self.pipe.text_encoder.device, 1, False)[0].float()
+        device = self.pipe.text_encoder.device
+        with torch.autocast(device.type, enabled=False):
+            return self.pipe.encode_prompt(prompts, device, 1, False)[0].float()
 
     def encode_pixels(self, pixels):
         vae = self.pipe.vae

@@ -8,13 +8,31 @@ from typing import Any
 import torch
 
 
+def encoder_fingerprints(pipe: Any) -> dict[str, str]:
+    """Of what makes latents and embeddings, by its name in `latents.json`; the tokenizer counts to the text encoder."""
+    text = fingerprint(pipe.text_encoder) + tokenizer_state(pipe.tokenizer)
+    return {"vae": fingerprint(pipe.vae), "text_encoder": hashlib.sha256(text.encode()).hexdigest()}
+
+
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, as they are loaded, and of its latents' scaling factor."""
+    """A hash of a model's weights, in whichever dtype they were loaded, and of its latents' scaling factor."""
     digest = hashlib.sha256(str(getattr(model.config, "scaling_factor", None)).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def tokenizer_state(tokenizer: Any) -> str:
+    """All that decides which tokens a text gets, as a string."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a slow one, of transformers 4
+        return json.dumps(sorted(tokenizer.get_vocab().items()))
+    state = json.loads(backend.to_str())
+    of_a_call = ("padding", "truncation")
+    return json.dumps({name: part for name, part in state.items() if name not in of_a_call})
 
 
 def clip_key(row: dict[str, Any], video: str | os.PathLike, settings: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Training samples as VAE latents and text embeddings on disk: safetensors shards, each with an index of its clips.
 
-A folder holds `latents.json` (what they were made with), `empty_prompt.safetensors` and `shard-RRR-NNNNN.safetensors` +
-`.jsonl`. A shard counts once its index is there, and that is written last. A line of the index:
+A folder holds `latents.json` (what they were made with, and whether all are there), `empty_prompt.safetensors` and
+`shard-RRR-NNNNN.safetensors` + `.jsonl`. A shard counts once its index is there, and that is written last
+(latent_folder.py). A line of the index:
 
     {"key": ..., "id": ..., "caption": ..., "regions": [{"subset": [0, 2], "caption": "a dog. a cat", "mean_cmi": 0.1}]}
 
@@ -10,34 +11,33 @@ Tensors: `KEY.video`, `KEY.text` (the full caption), and for region k `KEY.mask.
 
 import json
 import os
-from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from ..data.manifest import BadSampleError
 from .dataset import Region
 
 SETTINGS_FILE, EMPTY_PROMPT_FILE = "latents.json", "empty_prompt.safetensors"
 SETTINGS = (  # of latents.json
-    *("family", "num_frames", "height", "width", "num_subsets", "seed", "dtype", "text_shape", "vae_tiling"),
+    *("family", "num_frames", "height", "width", "num_subsets", "seed", "dtype", "mixed_precision", "text_shape"),
+    *("vae_tiling", "scaling_factor"),
     *("vae", "text_encoder"),  # fingerprints
 )
 OPEN_SHARDS = 8
 
 
 class LatentSource:
-    """Clips of a folder of latents. Their ids and where they lie stay in memory, nothing else; it may be pickled.
+    """Clips of a folder of latents, by id. Only their ids and where they lie stay in memory; it may be pickled.
 
     Raises:
         ValueError: if the folder holds no latents, or a clip twice.
     """
-
-    precomputed = True
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
@@ -48,25 +48,23 @@ class LatentSource:
         self.width: int = self.settings["width"]
         self.shape: tuple[int, ...] | None = None  # of a clip's latents; if set, others are bad samples
         self.index_files = index_files(self.folder)
-        self.ids: list[str] = []
-        places, has_regions = [], []  # (index file, offset of the line in bytes)
-        for number, path in enumerate(self.index_files):
-            for offset, entry in read_index(path):
-                self.ids.append(entry["id"])
-                places.append((number, offset))
-                has_regions.append(bool(entry["regions"]))
+        clips = sorted(  # (id, index file, offset of the line in bytes); which run wrote which shard does not matter
+            (entry["id"], number, offset)
+            for number, path in enumerate(self.index_files)
+            for offset, entry in read_index(path)
+        )
+        self.ids = [name for name, _, _ in clips]
         if not self.ids:
             raise ValueError(
                 f"{self.folder} holds no latents yet: run train_scripts/precompute_latents.py to its end."
             )
         if len(set(self.ids)) < len(self.ids):
-            seen: set[str] = set()
-            double = next(name for name in self.ids if name in seen or seen.add(name))
+            double = next(one for one, other in pairwise(self.ids) if one == other)
             raise ValueError(
                 f"{self.folder} holds the clip {double!r} twice, since it has changed: run "
                 "train_scripts/precompute_latents.py to its end, which drops the old one."
             )
-        self._places, self._has_regions = np.array(places, np.int64), np.array(has_regions)
+        self._places = np.array([place for _, *place in clips], np.int64)
         self._forget()
 
     def _forget(self) -> None:
@@ -76,9 +74,6 @@ class LatentSource:
 
     def __getstate__(self):
         return self.__dict__ | {"_shards": {}, "_last": None, "_empty_prompt": None}
-
-    def has_regions(self, index: int) -> bool:
-        return bool(self._has_regions[index])
 
     def regions(self, index: int) -> list[Region]:
         """All stored subsets of the objects."""
@@ -154,50 +149,9 @@ class LatentSource:
                 self._empty_prompt = load_file(path)["text"].float()
             except (OSError, SafetensorError, KeyError) as error:
                 raise BadSampleError(f"the empty prompt's embedding cannot be read from {path}: {error}") from error
+            if not torch.isfinite(self._empty_prompt).all():
+                raise BadSampleError(f"the empty prompt's embedding in {path} holds NaN or inf: precompute again.")
         return self._empty_prompt
-
-
-class ShardWriter:
-    """Collects clips and writes a shard of every `shard_size` of them; what is left when the `with` block ends.
-
-    Processes that write to one folder need ranks of their own.
-    """
-
-    def __init__(self, folder: str | os.PathLike, rank: int = 0, shard_size: int = 32):
-        self.folder, self.rank, self.shard_size = Path(folder), rank, shard_size
-        self.folder.mkdir(parents=True, exist_ok=True)
-        used = [int(path.stem.split("-")[2]) for path in self.folder.glob(f"shard-{rank:03d}-*.safetensors")]
-        self.number = max(used, default=-1) + 1
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._entries: list[dict] = []
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_) -> None:  # also after an error: the clips that were finished are kept
-        self.flush()
-
-    def add(self, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """One clip. entry: a line of the index; tensors: `video`, `text`, and `mask.k`, `text.k` for each region."""
-        self._entries.append(entry)
-        for name, tensor in tensors.items():
-            self._tensors[f"{entry['key']}.{name}"] = (
-                tensor.detach()
-                .cpu()
-                .clone(
-                    memory_format=torch.contiguous_format  # safetensors refuses views of one memory
-                )
-            )
-        if len(self._entries) >= self.shard_size:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._entries:
-            return
-        shard = self.folder / f"shard-{self.rank:03d}-{self.number:05d}.safetensors"
-        write_whole(shard, lambda path: Path(path).write_bytes(save(self._tensors)))
-        write_index(shard.with_suffix(".jsonl"), self._entries)
-        self.number, self._tensors, self._entries = self.number + 1, {}, []
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -217,47 +171,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def open_folder(folder: Path, settings: dict[str, Any], empty_prompt: torch.Tensor) -> None:
-    """Make a folder ready for clips of these settings, or go on with it, without the leftovers of a run that was killed.
-
-    Raises:
-        ValueError: if it holds latents that were made with others.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / SETTINGS_FILE).exists() or index_files(folder):
-        found = read_settings(folder)
-        other = [
-            f"{name} {found.get(name)!r}, not {value!r}"
-            for name, value in settings.items()
-            if found.get(name) != value
-        ]
-        if other:
-            raise ValueError(f"{folder} holds latents of other settings ({'; '.join(other)}): take another folder.")
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
-    for shard in folder.glob("shard-*.safetensors"):
-        if not shard.with_suffix(".jsonl").exists():
-            shard.unlink()
-    empty = save({"text": empty_prompt.cpu().contiguous()})
-    write_whole(folder / EMPTY_PROMPT_FILE, lambda path: Path(path).write_bytes(empty))
-    write_whole(folder / SETTINGS_FILE, lambda path: Path(path).write_text(json.dumps(settings, indent=2) + "\n"))
-
-
-def keep_only(folder: Path, keys: set[str]) -> int:
-    """Drop all clips whose key is not in `keys`, with the shards that get empty by it; returns how many were dropped."""
-    dropped = 0
-    for path in index_files(folder):
-        entries = [entry for _, entry in read_index(path)]
-        kept = [entry for entry in entries if entry["key"] in keys]
-        dropped += len(entries) - len(kept)
-        if not kept:
-            path.unlink()
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
-        elif len(kept) < len(entries):
-            write_index(path, kept)
-    return dropped
-
-
 def index_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.jsonl"))
 
@@ -269,21 +182,10 @@ def read_index(path: Path):
         for line in file:
             try:
                 entry = json.loads(line)
-                entry["id"], entry["key"], entry["caption"], entry["regions"]
+                entry["id"], entry["key"], entry["caption"], len(entry["regions"])
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"{path} is damaged ({error}): delete it and run precompute_latents.py again."
                 ) from error
             yield offset, entry
             offset += len(line)
-
-
-def write_index(path: Path, entries: list[dict]) -> None:
-    write_whole(path, lambda name: Path(name).write_text("".join(json.dumps(entry) + "\n" for entry in entries)))
-
-
-def write_whole(path: Path, write: Callable[[str], Any]) -> None:
-    """Let `write` make the file under another name first, so that none of the right name is ever half written."""
-    temporary = f"{path}.tmp"
-    write(temporary)
-    os.replace(temporary, path)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 from diffusers import AutoencoderKL, DiffusionPipeline
 from tqdm.auto import tqdm
 
+from ..data.hub_dataset import resolve
 from ..data.manifest import BadSampleError
 from ..inflation import joint_config
 from .backbones import Backbone
 from .config import TrainConfig
 from .dataset import Source
 from .errors import TrainingError
+from .fingerprint import encoder_fingerprints
 from .latents import LatentSource
 from .quarantine import Quarantine
 from .videos import VideoSource
@@ -64,9 +66,10 @@ def open_source(config: TrainConfig, backbone_class: type[Backbone], base: Base)
     joint = base.pipeline_class == backbone_class.joint_pipeline.__name__
     if config.objective == "direct" and joint:
         raise TrainingError("--objective direct fine-tunes a plain base, but the one given is joint already.")
-    folder = Path(config.train_data_dir)
-    if not folder.is_dir():
-        raise TrainingError(f"--train_data_dir {folder} is not a folder.")
+    try:
+        folder = resolve(config.train_data_dir)
+    except ValueError as error:
+        raise TrainingError(f"--train_data_dir {error}") from error
     size = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
     if (folder / "latents.json").exists():
         source = as_training_error(LatentSource, folder)
@@ -101,6 +104,14 @@ def check_latents(
                 f"--{name} {value}, but the latents in {source.folder} are of clips with {name} {getattr(source, name)}: "
                 "leave the flag out, or precompute again."
             )
+    if not source.settings.get("complete"):
+        raise TrainingError(f"{source.folder} is not finished: run train_scripts/precompute_latents.py to its end.")
+    made_with = source.settings["scaling_factor"]
+    if base.vae.get("scaling_factor", made_with) != made_with:
+        raise TrainingError(
+            f"{source.folder} holds latents of a VAE with a scaling_factor of {made_with}, and that of the base's is "
+            f"{base.vae['scaling_factor']}: precompute them with this base."
+        )
     index = first_readable(source)
     sample = source.read(index, None)
     source.read(index, None, drop_text=True)  # the empty prompt, which is not of a clip: BadSampleError
@@ -117,6 +128,18 @@ def check_latents(
             f"{source.folder} holds embeddings of {sample['prompt_embeds'].shape[-1]} channels, and the base takes "
             f"{text_dim}: precompute them with this base."
         )
+
+
+def check_same_encoders(source: Source, pipe: DiffusionPipeline) -> None:
+    """Raises TrainingError if latents come from another VAE or text encoder than the pipeline's. Reads all their weights."""
+    if not isinstance(source, LatentSource):
+        return
+    for name, value in encoder_fingerprints(pipe).items():
+        if source.settings[name] != value:
+            raise TrainingError(
+                f"{source.folder} was made with another {name} than --pretrained_model_name_or_path has: precompute the "
+                "latents with this base, and the same --revision and --variant."
+            )
 
 
 def first_readable(source: Source) -> int:
@@ -154,7 +177,10 @@ def check_sample(source: Source, index: int, objective: str) -> None:
     """Raises BadSampleError unless all of a sample can be read: what training may draw of it."""
     source.read(index, None)
     if objective == "jdm":
-        for region in source.regions(index):
+        regions = source.regions(index)
+        if not regions:
+            raise BadSampleError("it has no objects, so no region can be drawn")
+        for region in regions:
             source.read(index, region)
 
 

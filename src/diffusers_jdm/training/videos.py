@@ -24,17 +24,12 @@ class VideoSource:
         ValueError: if the manifest is wrong as a whole. What is wrong with one clip is a BadSampleError when it is read.
     """
 
-    precomputed = False
-
     def __init__(self, folder: str | os.PathLike, num_frames: int, height: int, width: int):
         if min(num_frames, height, width) < 1:
             raise ValueError(f"num_frames, height and width must be positive, got {num_frames}, {height} and {width}")
         self.manifest = Manifest(folder)
         self.ids = self.manifest.ids
         self.num_frames, self.height, self.width = num_frames, height, width
-
-    def has_regions(self, index: int) -> bool:
-        return bool(self.manifest[index]["regions"])
 
     def draw_region(self, index: int, rng: np.random.Generator) -> Region:
         """A random non-empty subset of the objects; bit i of its number stands for object i."""
