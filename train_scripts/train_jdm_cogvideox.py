@@ -14,9 +14,9 @@ from diffusers_jdm.training.config import TrainConfig, flag, parse_config
 from diffusers_jdm.training.errors import exit_clearly
 from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
-from diffusers_jdm.training.preflight import open_source, read_base, validate_dataset
+from diffusers_jdm.training.preflight import check_same_encoders, open_source, read_base
 from diffusers_jdm.training.result import save_result
-from diffusers_jdm.training.setup import build_accelerator, load_pipeline, prepare_pipeline
+from diffusers_jdm.training.setup import build_accelerator, load_pipeline, only_validate, prepare_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +46,19 @@ def main(config: CogVideoXTrainConfig) -> None:
     base = read_base(config.pretrained_model_name_or_path, CogVideoXBackbone, config.revision)
     source = open_source(config, CogVideoXBackbone, base)
     if config.validate_dataset_only:
-        return validate_dataset(config, source)
+        return only_validate(config, source)
     accelerator = build_accelerator(config)
     if accelerator.mixed_precision == "bf16" and not base.denoiser.get("use_rotary_positional_embeddings"):
         logger.warning("CogVideoX-2B was trained in fp16, and bf16 is reported to give NaN with it: use fp16.")
 
     # 2. The pipeline, joint from here on: only its transformer is trained.
     backbone = CogVideoXBackbone(load_pipeline(config, CogVideoXBackbone))
-    validation_embeds = prepare_pipeline(config, accelerator, backbone, precomputed=isinstance(source, LatentSource))
+    if accelerator.is_main_process:  # it reads all weights of both
+        check_same_encoders(source, backbone.pipe)
+    prepared = prepare_pipeline(config, accelerator, backbone, precomputed=isinstance(source, LatentSource))
 
     # 3. Training, and what it leaves.
-    trainer = Trainer(config, accelerator, backbone, source, validation_embeds)
+    trainer = Trainer(config, accelerator, backbone, source, *prepared)
     trainer.train()
     save_result(trainer)
     accelerator.end_training()

@@ -122,6 +122,7 @@ def _add_dataset(verbs: argparse._SubParsersAction) -> None:
     push.add_argument("folder", metavar="DATASET", help="folder with the training set")
     push.add_argument("repo_id", metavar="ORG/NAME", help="data set repo on the Hub, made if it is not there")
     push.add_argument("--with_footage", action="store_true", help="upload the videos too; mind their licence")
+    push.add_argument("--license", default="unknown", help="of the data set, as the Hub writes it: cc-by-4.0")
     push.add_argument("--private", action="store_true", help="make the repo private")
     push.add_argument("--dry_run", action="store_true", help="check, write the card, and list what would be uploaded")
     push.set_defaults(run=_push_dataset)
@@ -146,6 +147,7 @@ def _push_dataset(arguments: argparse.Namespace) -> None:
         arguments.folder,
         arguments.repo_id,
         with_footage=arguments.with_footage,
+        license=arguments.license,
         private=arguments.private,
         dry_run=arguments.dry_run,
     )

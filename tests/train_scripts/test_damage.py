@@ -4,17 +4,20 @@ Every case runs a train script as a user would, in this process. An end that was
 that says what is wrong; a traceback is another exception and fails the test. What was there before must be there after.
 """
 
+import hashlib
 import json
 import logging
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small_data
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file, save_file
 
 from diffusers_jdm.data.manifest import SCHEMA
@@ -141,11 +144,15 @@ FLAGS = {
     "EMA that never moves": ("--ema_decay 1", r"--ema_decay must lie in \[0, 1\)"),
     "exact_two_pass with direct": ("--objective direct --exact_two_pass", "--exact_two_pass belongs to .* 'jdm'"),
     "warm-up as long as the run": ("--lr_scheduler cosine --lr_warmup_steps 2", "lr_warmup_steps 2 is not below"),
+    "restarts of a warm-up": (
+        "--lr_scheduler cosine_with_restarts --lr_warmup_steps 2", "lr_warmup_steps 2 is not below"
+    ),
     "8-bit Adam without its package": ("--use_8bit_adam", "bitsandbytes, which is not installed"),
     "unknown tracker": ("--report_to mlflw", "--report_to mlflw: accelerate knows no such tracker"),
     "global batch that cannot be split": ("--global_batch_size 7", "--global_batch_size 7 is not a multiple of the 4"),
     "empty path": ("--train_data_dir=", "--train_data_dir is needed"),
     "output below a file": ("--output_dir pyproject.toml/out", "--output_dir .* cannot be made: .*pyproject.toml is a file"),
+    "output where no folder can be": ("--output_dir /proc/nowhere/out", "--output_dir /proc/nowhere/out cannot be made: "),
     "output is a file": ("--output_dir pyproject.toml", "--output_dir .* cannot be made: .*pyproject.toml is a file"),
     "frames not 8N + 1": ("--num_frames 10", "--num_frames 10, but the latents in .* num_frames 9"),
     "size of other latents": ("--height 32", "--height 32, but the latents in .* height 16: leave the flag out"),
@@ -305,6 +312,12 @@ def test_videos_as_a_whole(modelscope, capsys, damage, message):
     assert re.search(message, refused(modelscope, capsys))
 
 
+def test_videos_that_a_worker_cannot_read(modelscope, capsys):
+    shutil.rmtree(modelscope.videos() / "videos")
+    message = refused(modelscope, capsys, "--dataloader_num_workers", 1)
+    assert re.match("error: none of the 8 clips can be read; the first: .*mp4 is missing", message)
+
+
 LATENT_SETS = {
     "no latents.json": (lambda d: (d / "latents.json").unlink(), "holds neither a manifest .* nor latents"),
     "broken latents.json": (lambda d: truncate(d / "latents.json"), "latents.json cannot be read"),
@@ -443,6 +456,30 @@ def test_bad_latents(cogvideox, damage, ids, reason):
     assert {path: after.get(path) for path in before} == before
 
 
+def held_out(count: int) -> list[str]:
+    return [f"clip-{index}" for index in np.random.default_rng([0, 1]).permutation(8)[:count]]
+
+
+def test_a_held_out_clip(cogvideox):
+    name = held_out(1)[0]
+    key = f"{int(name[5:]):064x}.video"
+    for shard in (0, 1):
+        change_tensors(cogvideox.latents(), shard, lambda n, t: t * float("nan") if n == key else t)
+    cogvideox.run("--heldout_samples", 2)
+    assert list(cogvideox.bad_clips()) == [name] and "video holds NaN or inf" in cogvideox.bad_clips()[name]
+    assert any("heldout/loss" in line for line in small_data.read_log(cogvideox.out))
+
+
+def test_all_held_out_clips(cogvideox, caplog):
+    keys = {f"{int(name[5:]):064x}.video" for name in held_out(2)}
+    for shard in (0, 1):
+        change_tensors(cogvideox.latents(), shard, lambda n, t: t * float("nan") if n in keys else t)
+    cogvideox.run("--heldout_samples", 2)
+    assert set(cogvideox.bad_clips()) == set(held_out(2)) and (cogvideox.out / "model_index.json").exists()
+    assert "no held-out sample can be read" in caplog.text
+    assert not any("heldout/loss" in line for line in small_data.read_log(cogvideox.out))
+
+
 def test_too_many_bad_clips(cogvideox, capsys):
     (cogvideox.latents() / "shard-000-00000.safetensors").unlink()
     message = refused(cogvideox, capsys, "--max_bad_samples", 2)
@@ -468,6 +505,15 @@ def test_validate_dataset_only(kind, modelscope, capsys):
     said = capsys.readouterr().out
     assert "5 of 8 samples can be read." in said and "clip-5: " in said
     assert {path.name for path in modelscope.out.iterdir()} == {"quarantine.jsonl", ".quarantine.lock"}
+
+
+def test_validate_dataset_only_by_one_of_several_processes(modelscope, capsys, monkeypatch):
+    (modelscope.latents() / "shard-000-00000.safetensors").unlink()
+    monkeypatch.setenv("RANK", "1")
+    modelscope.run("--validate_dataset_only")
+    assert not modelscope.out.exists() and "samples can be read" not in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")
+    assert "5 samples cannot be read" in refused(modelscope, capsys, "--validate_dataset_only")
 
 
 def test_validate_dataset_only_without_bad_clips(modelscope, capsys):
@@ -507,6 +553,28 @@ def test_too_many_bad_steps(cogvideox, capsys):
     assert len((cogvideox.out / "bad_steps.jsonl").read_text().splitlines()) == 3
 
 
+def test_steps_that_fp16_skips_for_its_scale_are_in_the_log(cogvideox, monkeypatch):
+    """accelerate has no fp16 on a CPU, so its scaler is put in by hand, with a scale and losses at which fp32 overflows."""
+
+    class Scaled(cogvideox.script.Trainer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-100)
+            self.optimizer = AcceleratedOptimizer(self.optimizer.optimizer, scaler=scaler)
+            self.accelerator._optimizers[:] = [self.optimizer]
+            self.accelerator.scaler, self.accelerator.native_amp = scaler, True
+            self.accelerator.state._mixed_precision = "fp16"
+
+    monkeypatch.setattr(cogvideox.script, "Trainer", Scaled)
+    for shard in (0, 1):
+        change_tensors(cogvideox.latents(), shard, lambda n, t: t.float() * (1e4 if n.endswith("video") else 1))
+    cogvideox.run("--max_train_steps", 3)
+    lines = small_data.read_log(cogvideox.out)
+    assert [line["loss_scale"] for line in lines] == [2.0**27] * 3
+    assert [line.get("overflow_steps") for line in lines] == [1, None, None]
+    assert not any("bad_steps" in line for line in lines) and not (cogvideox.out / "bad_steps.jsonl").exists()
+
+
 # 6. Checkpoints; each kind of damage to one is in tests/training/test_checkpoint.py
 
 
@@ -516,9 +584,36 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def forget(folder: Path, *names: str) -> None:
+    """Takes names out of the trainer state and its config, as if an older version had written it."""
+    path = folder / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for name in names:
+        state.pop(name, None)
+        state.get("config", {}).pop(name, None)
+    path.write_text(json.dumps(state))
+    change_json(folder / "checksums.json", **{path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+
+
+def with_a_scheduler_s_state(folder: Path) -> None:
+    """As versions before had it."""
+    path = folder / "custom_checkpoint_0.pkl"
+    torch.save({"base_lrs": [1.0], "last_epoch": 99, "lr_lambdas": [None]}, path)
+    change_json(folder / "checksums.json", **{path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+
+
 CHECKPOINTS = {
     "rank changed": ("lora", lambda r: None, "--use_lora --rank 4", "was trained with --rank 2, not 4"),
     "LoRA gone": ("lora", lambda r: None, "--rank 2", "was trained with --use_lora True, not False"),
+    "held-out samples added": (
+        "finished", lambda r: None, "--heldout_samples 2", "trained with --heldout_samples 0, not 2: go on with the same, or"
+    ),
+    "OneCycle of another length": (
+        "finished", lambda r: None, "--lr_scheduler onecycle --max_train_steps 9", "with --max_train_steps 2, not 9"
+    ),
+    "position not stored": (
+        "finished", lambda r: forget(r / "checkpoint-2", "samples_seen"), "", "has no 'samples_seen': another version wrote it"
+    ),
     "EMA added": ("finished", lambda r: None, "--use_ema", "was trained with --use_ema False, not True"),
     "all damaged": (
         "finished", lambda r: [truncate(r / f"checkpoint-{k}" / "optimizer.bin") for k in (1, 2)], "",
@@ -555,6 +650,36 @@ def test_a_checkpoint_of_a_larger_base(cogvideox, capsys, tmp_path):
     assert re.search("checkpoint-2 does not fit this model: ", refused(cogvideox, capsys))
 
 
+def test_a_lora_s_checkpoint_with_another_base(cogvideox, capsys):
+    cogvideox.finished_run("lora")
+    path = weights(cogvideox.base(), "transformer")
+    tensors = load_file(path)
+    tensors["patch_embed.proj.weight"][0] += 1e-3
+    save_file(tensors, path)
+    assert "is a LoRA of another base than" in refused(cogvideox, capsys, "--use_lora", "--rank", 2)
+
+
+def test_a_checkpoint_of_an_older_version(cogvideox):
+    run = cogvideox.finished_run()
+    all_new = ("config", "window", "ids_sha256", "frozen_sha256", "num_samples", "bad_steps", "engine")
+    for names in (("use_8bit_adam", "heldout_samples", "ids_sha256"), all_new):
+        forget(run / "checkpoint-2", *names)
+        with_a_scheduler_s_state(run / "checkpoint-2")
+        cogvideox.run("--max_train_steps", 3)
+        assert [line["step"] for line in small_data.read_log(run)] == [1, 2, 3]
+        assert small_data.read_log(run)[-1]["lr"] == 5e-5
+        shutil.rmtree(run / "checkpoint-3")
+
+
+def test_samples_that_are_others_than_before(cogvideox, caplog):
+    cogvideox.finished_run()
+    cogvideox.latents()
+    for index in cogvideox.flags["train_data_dir"].glob("*.jsonl"):
+        index.write_text(index.read_text().replace('"clip-', '"other-'))
+    cogvideox.run("--max_train_steps", 3)
+    assert "the ids of the samples, or their order, differ from the run before" in caplog.text
+
+
 def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(cogvideox, caplog):
     run = cogvideox.finished_run()
     shutil.rmtree(run / "checkpoint-2")
@@ -574,3 +699,26 @@ def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(cogvideox, cap
     assert [line["step"] for line in small_data.read_log(run)] == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in run.glob("checkpoint-*")) == [f"checkpoint-{k}" for k in range(1, 7)]
     assert '"clip-2"' in (run / "quarantine.jsonl").read_text().splitlines()[1]
+
+
+# 7. The disk; a full one is in tests/training/test_errors.py, and for checkpoints in test_checkpoint.py
+
+DISK = {
+    "log is a folder": (lambda out: (out / "log.jsonl").mkdir(), "a file cannot be read or written: .*log.jsonl"),
+    "validation is a file": (lambda out: (out / "validation").touch(), "the validation videos cannot be written to .*validation"),
+    "a file in the result's place": (
+        lambda out: (out / "transformer").touch(), "the result cannot be written to .* nothing is lost: make room, or mend"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage, message", DISK.values(), ids=DISK)
+def test_disk(cogvideox, capsys, damage, message):
+    cogvideox.out.mkdir()
+    damage(cogvideox.out)
+    flags = ["--validation_prompt", "a red circle", "--validation_inference_steps", 1]
+    assert re.search(message, refused(cogvideox, capsys, *flags))
+    if "result" in message:  # as the line says
+        (cogvideox.out / "transformer").unlink()
+        cogvideox.run(*flags, "--resume_from_checkpoint", "latest")
+        assert (cogvideox.out / "model_index.json").exists()

@@ -116,6 +116,12 @@ def test_fp16_on_a_cpu_is_one_clear_line(run):
         run("cogvideox", "latents", "--mixed_precision", "fp16")
 
 
+def test_a_short_run_has_the_default_warm_up_and_a_warning(run, caplog):
+    folder = run("cogvideox", "latents", "--lr_warmup_steps", 100)
+    assert "--lr_warmup_steps 100 is not below --max_train_steps 2: the learning rate does not get to" in caplog.text
+    assert read_log(folder)[-1]["lr"] == pytest.approx(2 / 100 * 5e-5)
+
+
 def test_accumulated_batches_are_one_large_batch(run):
     """The same samples in the same order: 1 × 4, 2 × 2 and 4 × 1 come to the same weights."""
     linear = [

@@ -1,8 +1,10 @@
 """A checkpoint is whole or not there; a damaged one is found out and passed over. The kills are in test_resume.py."""
 
+import dataclasses
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +12,16 @@ from accelerate import Accelerator
 
 from diffusers_jdm.training import checkpoint
 from diffusers_jdm.training.checkpoint import (
+    check_same_run,
     checkpoints,
     find_checkpoint,
     find_damage,
+    identity_of,
     load_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
 )
+from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.errors import TrainingError
 
 
@@ -62,7 +67,7 @@ def run(tmp_path):
     model = torch.nn.Linear(3, 2)
     accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     for step in (2, 4):
-        save_checkpoint(accelerator, tmp_path / f"checkpoint-{step}", {"step": step})
+        save_checkpoint(accelerator, tmp_path / f"checkpoint-{step}", {"step": step, "samples_seen": 0})
     return accelerator
 
 
@@ -71,7 +76,7 @@ def content(folder):
 
 
 def test_the_newest_is_found_by_number_and_by_name(run, tmp_path):
-    save_checkpoint(run, tmp_path / "checkpoint-10", {"step": 10})
+    save_checkpoint(run, tmp_path / "checkpoint-10", {"step": 10, "samples_seen": 0})
     assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-10"
     assert find_checkpoint(run, tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
     assert find_checkpoint(run, tmp_path, "checkpoint-10") == tmp_path / "checkpoint-10"
@@ -119,7 +124,7 @@ def test_half_written_ones_do_not_count(run, tmp_path):
     shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-6.partial")
     shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-8.partial-removed")
     assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-4"
-    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6})
+    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6, "samples_seen": 0})
     assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-6"
     assert not list(tmp_path.glob("*.partial*"))
 
@@ -137,13 +142,13 @@ def test_a_new_run_does_not_mix_with_an_old_one(run, tmp_path):
 def test_a_damaged_one_is_replaced_when_the_run_comes_to_it(run, tmp_path):
     DAMAGES["a byte of the weights flipped"](tmp_path / "checkpoint-4")
     assert find_damage(tmp_path / "checkpoint-4") == "model.safetensors has changed since it was written"
-    save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4})
+    save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4, "samples_seen": 0})
     assert find_damage(tmp_path / "checkpoint-4") is None
 
 
 def test_the_limit_keeps_the_newest_up_to_this_step(run, tmp_path):
     (tmp_path / "checkpoint-8").mkdir()  # damaged, of the run before
-    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6})
+    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6, "samples_seen": 0})
     remove_old_checkpoints(tmp_path, 2, 6)
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
     remove_old_checkpoints(tmp_path, None, 6)
@@ -159,7 +164,7 @@ def test_a_full_disk_is_one_clear_line_and_costs_no_checkpoint(run, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, function, fail)
         with pytest.raises(TrainingError, match=r"checkpoint-4 cannot be written .*No space left.*Make room"):
-            save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4})
+            save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4, "samples_seen": 0})
     assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-4"
 
 
@@ -174,3 +179,64 @@ def test_the_checksums_name_every_file(run, tmp_path):
     folder = tmp_path / "checkpoint-4"
     names = {path.name for path in folder.iterdir()}
     assert json.loads((folder / "checksums.json").read_text()).keys() == names - {"checksums.json"}
+
+
+def test_folders_of_an_engine_are_flushed_too(run, tmp_path, monkeypatch):
+    """FSDP and DeepSpeed write folders: a rename must not stand for files whose names are not on the disk yet."""
+
+    def save_shards(models, weights, folder):
+        (Path(folder) / "shards" / "rank0").mkdir(parents=True)
+        (Path(folder) / "shards" / "rank0" / "0.distcp").write_text("weights")
+
+    flushed, flush = [], checkpoint._flush
+    monkeypatch.setattr(checkpoint, "_flush", lambda path: flushed.append(path) or flush(path))
+    run.register_save_state_pre_hook(save_shards)
+    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6, "samples_seen": 0})
+    partial = tmp_path / "checkpoint-6.partial"
+    names = ("shards/rank0/0.distcp", "shards/rank0", "shards", "model.safetensors", "checksums.json", "")
+    assert {partial / name for name in names} | {tmp_path} <= set(flushed)
+
+
+# What must be the same for a run to go on
+
+IDENTITY = identity_of(["a", "b", "c"], 2, "frozen")
+
+
+def config(**flags):
+    return TrainConfig(**{"pretrained_model_name_or_path": "base", "train_data_dir": "data"} | flags)
+
+
+def state_of(made, **values):
+    return IDENTITY | {"config": dataclasses.asdict(made)} | values
+
+
+@pytest.mark.parametrize("name, then, now", [("seed", 0, 1), ("heldout_samples", 2, 3), ("heldout_samples", 2, 0)])
+def test_held_out_samples_stay_held_out(tmp_path, name, then, now):
+    before, after = (config(**{"heldout_samples": 2} | {name: value}) for value in (then, now))
+    message = (
+        f"was trained with --{name} {then}, not {now}: go on with the same, or samples that were trained on would be"
+    )
+    with pytest.raises(TrainingError, match=message):
+        check_same_run(tmp_path, state_of(before), after, IDENTITY)
+
+
+def test_another_order_is_a_warning(tmp_path, caplog):
+    check_same_run(tmp_path, state_of(config()), config(), IDENTITY)
+    assert not caplog.records
+    check_same_run(tmp_path, state_of(config()), config(seed=1), IDENTITY)
+    check_same_run(tmp_path, state_of(config()), config(), identity_of(["a", "c", "b"], 2, "frozen"))
+    check_same_run(tmp_path, state_of(config()), config(), identity_of(["a", "b", "c", "d"], 3, "frozen"))
+    changes = ("--seed differ", "the ids of the samples, or their order, differ", "samples (2 then, 3 now) differ")
+    for record, change in zip(caplog.records, changes, strict=True):
+        assert change in record.message and "the samples come in another order now" in record.message
+
+
+def test_a_lora_goes_on_with_its_base_only(tmp_path):
+    with pytest.raises(TrainingError, match="is a LoRA of another base than --pretrained_model_name_or_path base"):
+        check_same_run(tmp_path, state_of(config()), config(), IDENTITY | {"frozen_sha256": "other"})
+
+
+def test_what_an_older_version_did_not_store_is_not_compared(tmp_path, caplog):
+    check_same_run(tmp_path, {"config": {"seed": 0}}, config(heldout_samples=2, use_lora=True), IDENTITY)
+    check_same_run(tmp_path, {}, config(), IDENTITY)
+    assert not caplog.records

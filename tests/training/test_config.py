@@ -80,7 +80,7 @@ def test_every_number_has_a_rule():
 def test_flags_that_exclude_each_other(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--exact_two_pass belongs to the objective 'jdm'"):
         config(objective="direct", exact_two_pass=True)
-    for name in ("linear", "cosine", "polynomial"):
+    for name in ("linear", "cosine", "cosine_with_restarts", "polynomial"):
         with pytest.raises(ValueError, match="--lr_warmup_steps 5 is not below --max_train_steps 5"):
             config(lr_scheduler=name, lr_warmup_steps=5, max_train_steps=5)
     config(lr_scheduler="constant_with_warmup", lr_warmup_steps=5, max_train_steps=5)
@@ -91,6 +91,8 @@ def test_flags_that_exclude_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs bitsandbytes, which is not installed"):
         config(use_8bit_adam=True)
+    with pytest.raises(ValueError, match="--use_lora needs peft, which is not installed"):
+        config(use_lora=True)
 
 
 def test_trackers_must_be_there():
@@ -185,6 +187,12 @@ def test_a_wrong_command_line_is_one_clear_line(argv, message, train_cogvideox, 
         parse(train_cogvideox, *argv)
     assert exit.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_names_that_diffusers_and_others_use(train_cogvideox):
+    argv = ["--pretrained_model_name_or_path", "b", "--instance_data_root", "clips", "--nccl_timeout", "60"]
+    made = train_cogvideox.parse_args(argv)
+    assert made.train_data_dir == "clips" and made.ddp_timeout == 60
 
 
 def test_switches():

@@ -124,6 +124,19 @@ def test_a_window_goes_on_from_its_state(accelerator):
     assert one == two and one["bad_steps"] == 1
 
 
+def test_steps_that_fp16_skipped_are_counted_by_themselves(accelerator, window):
+    for _ in range(2):
+        window.add_overflow_step()
+    line = window.line(accelerator, joint=True)
+    assert line["overflow_steps"] == 2 and "bad_steps" not in line
+    assert "overflow_steps" not in window.line(accelerator, joint=True)
+
+
+def test_a_window_of_another_version_is_left_out(accelerator):
+    window = Window(accelerator.device, [1.0, 2.0])
+    assert window.state() == Window(accelerator.device).state()
+
+
 # log.jsonl
 
 

@@ -5,7 +5,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.optimizer import build_lr_scheduler, build_optimizer
+from diffusers_jdm.training.optimizer import build_lr_scheduler, build_optimizer, go_on, group_settings
 
 STEPS, WARMUP, PEAK = 40, 5, 2e-4
 
@@ -88,3 +88,36 @@ def test_betas_stay_what_they_are():
         assert optimizer.param_groups[0]["betas"] == (0.91, 0.95)
         optimizer.step()
         scheduler.step()
+
+
+# Going on
+
+SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "onecycle"]
+
+
+def settings(optimizer):
+    return [
+        {key: value for key, value in group.items() if key not in ("max_lr", "min_lr")}
+        for group in group_settings(optimizer)
+    ]
+
+
+@pytest.mark.parametrize("now", SCHEDULERS)
+@pytest.mark.parametrize("then", ["constant", "cosine", "onecycle"])
+@pytest.mark.parametrize("step", [1, 2, 17])
+def test_a_run_that_goes_on_has_the_settings_of_its_flags(then, now, step):
+    """Those of a run that has had these flags from the start, bit for bit, whatever the run before had."""
+    before, optimizer_before = built(lr_scheduler=then, learning_rate=1e-2, adam_beta1=0.5, adam_weight_decay=0.5)
+    rates(before, optimizer_before, step)
+    flags = {"lr_scheduler": now, "adam_beta2": 0.9, "adam_epsilon": 1e-5}
+    whole, optimizer_whole = built(**flags)
+    rates(whole, optimizer_whole, step)
+
+    scheduler, optimizer = built(**flags)
+    noted = group_settings(optimizer)
+    optimizer.load_state_dict(optimizer_before.state_dict())
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5  # what the load brings
+    go_on(optimizer, scheduler, noted, step)
+    assert settings(optimizer) == settings(optimizer_whole)
+    assert scheduler.get_last_lr() == whole.get_last_lr()
+    assert rates(scheduler, optimizer, STEPS - step) == rates(whole, optimizer_whole, STEPS - step)

@@ -69,3 +69,11 @@ def test_bad_steps_are_named_and_counted(tmp_path):
     assert read(bad_steps.path)[-1]["step"] == 10
     with pytest.raises(TrainingError, match=r"^8 steps"):
         BadSteps(tmp_path, 7, count=7).add(1, 0, "loss", [])
+
+
+def test_too_many_bad_steps_says_how_to_go_on(tmp_path):
+    """The count comes back with the checkpoint, so a lower learning rate alone may not do."""
+    with pytest.raises(
+        TrainingError, match=r"lower --learning_rate.* --resume_from_checkpoint latest and a higher --max_bad"
+    ):
+        BadSteps(tmp_path, 0).add(1, 0, "loss", ["clip-1"])

@@ -7,11 +7,11 @@ import small_models
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, TextToVideoSDPipeline
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.utils import filter_repo_objects
 from small_data import joint_backbone, train, train_and_keep
+from small_hub import Hub
 
 from diffusers_jdm import CogVideoXJDMPipeline, ModelScopeJDMPipeline
-from diffusers_jdm.training import result
+from diffusers_jdm.training import result, setup
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 
 BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
@@ -234,7 +234,7 @@ def test_the_hub_s_name_and_base_are_in_the_card(full, tmp_path):
         assert card.data.base_model == expected and 'from_pretrained("me/mine"' in card.text
 
 
-# Saving again, and the Hub
+# Saving again
 
 
 def test_a_second_save_replaces_the_first(cogvideox_base_folder, cogvideox_latents, train_cogvideox, tmp_path):
@@ -267,48 +267,98 @@ def test_a_save_that_is_stopped_leaves_no_pipeline(full, tmp_path, monkeypatch):
     assert (folder / "model_index.json").exists() and not list(folder.glob(".*"))
 
 
-class Upload:
-    """An `HfApi` that only notes what it is asked for."""
-
-    def __init__(self, token):
-        self.token, self.calls = token, []
-
-    def create_repo(self, repo_id, exist_ok):
-        self.repo_id = f"me/{repo_id}"
-        return self
-
-    def upload_folder(self, **call):
-        self.calls.append(call)
+# The Hub
 
 
-def test_results_are_uploaded_without_checkpoints_and_logs(full, monkeypatch):
-    api = Upload("secret")
-    monkeypatch.setattr(result, "HfApi", lambda token: api)
-    result.push(full.trainer.config, full.folder)
-    (call,) = api.calls
-    names = [str(path.relative_to(full.folder)) for path in full.folder.rglob("*") if path.is_file()]
-    names += ["logs/jdm/events.1", "checkpoint-3.partial/model.safetensors", ".pipeline.partial/vae/config.json"]
-    names += ["quarantine.jsonl", "bad_steps.jsonl", "validation/step-1/0-a.mp4", ".quarantine.lock"]
-    uploaded = set(filter_repo_objects(names, ignore_patterns=call["ignore_patterns"]))
-    assert uploaded == set(public_files(full.folder)) and call["repo_id"] == "me/out"
-    assert {"README.md", "model_index.json", "vae/config.json"} < uploaded
-    assert any(name.startswith("samples/") for name in uploaded)
+@pytest.fixture
+def hub(monkeypatch):
+    """`hub(...)`: a `Hub` that the scripts and huggingface_hub take for the real one."""
 
-
-@pytest.mark.parametrize("network", ["offline mode", "no server"])
-def test_an_upload_that_fails_loses_nothing(
-    network, cogvideox_base_folder, cogvideox_latents, train_cogvideox, tmp_path, monkeypatch
-):
-    if network == "no server":  # a real refusal, of another class
+    def start(**options):
+        hub = Hub(**options)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(result, "HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9"))
-    flags = ["--push_to_hub", "--hub_model_id", "me/mine", "--hub_token", "hf_secret"]
+        for module in (result, setup):
+            monkeypatch.setattr(module, "HfApi", functools.partial(HfApi, endpoint=hub.url))
+        return hub
+
+    return start
+
+
+@pytest.fixture
+def push(cogvideox_base_folder, cogvideox_latents, train_cogvideox, tmp_path):
+    def push(*flags):
+        inputs = train_cogvideox, cogvideox_base_folder, cogvideox_latents, tmp_path / "out"
+        return train(*inputs, "--push_to_hub", "--hub_token", "hf_good", *flags)
+
+    return push
+
+
+@pytest.mark.parametrize("kind", ["full", "direct", "lora"])
+def test_the_result_is_uploaded_and_nothing_else(kind, hub, push, tmp_path):
+    hub = hub()
+    for name in (".env", "notes.txt", "latents/shard-000-00000.safetensors", "samples/old.mp4", "vae/old.bin"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    folder = push(*KINDS[kind])
+    ((name, uploaded),) = hub.files.items()
+    assert name == "me/out" and "README.md" in uploaded
+    if kind == "lora":
+        assert uploaded == {"README.md", "pytorch_lora_weights.safetensors"}
+    else:
+        mine = {".env", "notes.txt", "latents/shard-000-00000.safetensors"}
+        assert uploaded == set(public_files(folder)) - mine
+        assert {
+            "model_index.json",
+            "vae/config.json",
+            "transformer/config.json",
+            "tokenizer/tokenizer.json",
+        } < uploaded
+        assert ("pipeline_cogvideox_jdm.py" in uploaded) == (kind == "full")
+        assert len([name for name in uploaded if name.startswith("samples/")]) == (2 if kind == "full" else 0)
+    for path in folder.rglob("*.json*"):
+        assert "hf_good" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "flags, name", [([], "me/out"), (["--hub_model_id", "mine"], "me/mine"), (["--hub_model_id", "us/x"], "us/x")]
+)
+def test_the_card_of_an_uploaded_result_names_its_repo(flags, name, hub, push):
+    hub = hub()
+    folder = push(*flags, "--max_train_steps", 1)
+    assert f'from_pretrained("{name}"' in (folder / "README.md").read_text()
+    assert "ORG/NAME" not in (folder / "README.md").read_text()
+    assert "visibility" not in hub.repos[name] and hub.files[name]
+
+
+def test_the_repo_may_be_private(hub, push):
+    hub = hub()
+    push("--max_train_steps", 1, "--hub_private_repo")
+    assert hub.repos["me/out"]["visibility"] == "private"
+
+
+@pytest.mark.parametrize("damage", ["offline mode", "no server", "bad token", "bad name"])
+def test_a_repo_that_cannot_be_made_is_known_before_the_training(damage, hub, push, tmp_path, monkeypatch):
+    if damage == "no server":  # a real refusal, of another class
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(setup, "HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9"))
+    elif damage != "offline mode":
+        hub()
+    flags = {"bad token": ["--hub_token", "hf_bad"], "bad name": ["--hub_model_id", "me/mi ne"]}.get(damage, [])
     with pytest.raises(SystemExit) as exit:
-        train(train_cogvideox, cogvideox_base_folder, cogvideox_latents, tmp_path / "out", *flags)
+        push(*flags)
+    assert re.match(
+        r"error: --push_to_hub: the repo .+ cannot be made \(.+\): mend --hub_model_id or", exit.value.code
+    )
+    assert "\n" not in exit.value.code and "hf_good" not in exit.value.code
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_upload_that_fails_loses_nothing(hub, push, tmp_path):
+    hub(takes_commits=False)
+    with pytest.raises(SystemExit) as exit:
+        push("--hub_model_id", "mine")
     message = exit.value.code
     assert message.startswith("error: the upload failed (") and "\n" not in message
-    assert f"upload it with `hf upload me/mine {tmp_path / 'out'}`" in message and "hf_secret" not in message
+    assert f"upload it with `hf upload me/mine {tmp_path / 'out'} --include 'README.md' --include" in message
     assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "out"), CogVideoXJDMPipeline)
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
-    for path in (tmp_path / "out").rglob("*.json*"):
-        assert "hf_secret" not in path.read_text()

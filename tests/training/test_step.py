@@ -126,8 +126,19 @@ def test_to_device_keeps_what_is_no_tensor():
     assert moved["video"].dtype == torch.uint8 and moved["ids"] == ["a"]
 
 
-def test_short_sequences_have_the_math_kernel_on_a_cpu():
-    with attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2):
+def test_short_sequences_have_the_math_kernel_on_a_cpu_in_bf16():
+    with attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2, "bf16"):
         assert not torch.backends.cuda.flash_sdp_enabled()
-    with attention_kernel(torch.zeros(2, 13, 32, 20, 24), 2):  # as large as in benchmarks/bench_train.py
+    with attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2, "no"):  # no faster in fp32
         assert torch.backends.cuda.flash_sdp_enabled()
+    with attention_kernel(torch.zeros(2, 13, 32, 20, 24), 2, "bf16"):  # as large as in benchmarks/bench_train.py
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_the_kernel_is_torch_s_choice_again_afterwards():
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+    before = allowed()
+    with pytest.raises(ValueError), attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2, "bf16"):
+        assert allowed()
+        raise ValueError
+    assert allowed() == before and torch.backends.cuda.flash_sdp_enabled()

@@ -1,4 +1,5 @@
 import random
+import shutil
 
 import imageio.v3 as iio
 import numpy as np
@@ -6,11 +7,13 @@ import pytest
 import small_models
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from small_data import NUM_FRAMES, perturb
 
-from diffusers_jdm.data.manifest import BadSampleError
 from diffusers_jdm.export import export_overlay
 from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
+from diffusers_jdm.training.errors import TrainingError
+from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.step import compute_losses, to_device
 from diffusers_jdm.training.validation import heldout_loss, sample_videos
 
@@ -31,8 +34,11 @@ def denoiser(backbone):
     return perturb(getattr(backbone.pipe, backbone.component))
 
 
-def look(accelerator, backbone, model, dataset):
-    return heldout_loss(accelerator, backbone, backbone.noise_scheduler(), model, dataset)
+def look(accelerator, backbone, model, dataset, unreadable=()):
+    trained_on = RegionDataset(dataset.source, [0, 2], dataset.objective)
+    line, bad = heldout_loss(accelerator, backbone, backbone.noise_scheduler(), model, dataset, trained_on)
+    assert [name for name, _ in bad] == list(unreadable)
+    return line
 
 
 def test_it_is_the_same_every_time_and_leaves_no_trace(accelerator, backbone, held_out):
@@ -118,18 +124,27 @@ def test_it_falls_when_the_model_is_trained_on_those_samples(accelerator, backbo
     assert after["heldout/video"] < before["heldout/video"] and after["heldout/mask"] < before["heldout/mask"]
 
 
-def test_a_damaged_sample_does_not_count(accelerator, backbone, latents, monkeypatch):
-    model, read = denoiser(backbone), latents.read
+def damage(latents, folder, *indices):
+    """A copy of the latents in which these clips are NaN."""
+    shutil.copytree(latents.folder, folder)
+    for path in folder.glob("shard-*.safetensors"):
+        bad = {f"{index:064x}.video" for index in indices}
+        tensors = {name: tensor * torch.nan if name in bad else tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, path)
+    return LatentSource(folder)
+
+
+def test_a_damaged_sample_does_not_count_and_is_named(accelerator, backbone, latents, tmp_path):
+    model, damaged = denoiser(backbone), damage(latents, tmp_path / "damaged", 4)
     expected = look(accelerator, backbone, model, RegionDataset(latents, [1], Objective(), seed=3))
+    dataset = RegionDataset(damaged, [1, 4], Objective(), seed=3)
+    assert look(accelerator, backbone, model, dataset, unreadable=["clip-4"]) == pytest.approx(expected)
 
-    def damaged(index, *args):
-        if index == 4:
-            raise BadSampleError("damaged")
-        return read(index, *args)
 
-    monkeypatch.setattr(latents, "read", damaged)
-    line = look(accelerator, backbone, model, RegionDataset(latents, [1, 4], Objective(), seed=3))
-    assert line == pytest.approx(expected)
+def test_without_a_readable_sample_there_is_no_line(accelerator, backbone, latents, tmp_path):
+    damaged = damage(latents, tmp_path / "damaged", 0, 1, 4)  # 0 is the first of those that are trained on
+    dataset = RegionDataset(damaged, [1, 4], Objective(), seed=3)
+    assert look(accelerator, backbone, denoiser(backbone), dataset, unreadable=["clip-1", "clip-4"]) == {}
 
 
 def test_videos_are_looked_at_like_latents(accelerator, backbone, videos, latents):
@@ -190,3 +205,11 @@ def test_direct_fine_tuning_gives_videos_only(accelerator, backbone, tmp_path):
     assert [path.name for path in paths] == [f"{number}-a-red-circle-a-blue-square.mp4" for number in (0, 1)]
     assert sorted(tmp_path.iterdir()) == paths
     assert iio.imread(paths[0]).shape == (NUM_FRAMES[backbone.family], 16, 16, 3)
+
+
+def test_videos_that_cannot_be_written_are_one_clear_line(accelerator, backbone, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        TrainingError, match=r"^the validation videos cannot be written to .*file \(.*File exists.*make room"
+    ):
+        sample(accelerator, backbone, tmp_path / "file", prompts=["a cat"])

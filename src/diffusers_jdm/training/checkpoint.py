@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # What must be the same for a run to go on, and what for it to see the samples in the same order.
 FIXED_BY_THE_FIRST_RUN = ("objective", "use_lora", "use_ema", "use_8bit_adam")
-DECIDES_THE_ORDER = ("seed", "heldout_samples")
+DECIDES_THE_ORDER = ("seed", "heldout_samples")  # and, if any are held out, which ones
 
 TRAINER_STATE, CHECKSUMS = "trainer_state.json", "checksums.json"
 
@@ -58,7 +59,8 @@ def _write(accelerator: Accelerator, folder: Path, trainer_state: dict) -> None:
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sums = {str(path.relative_to(partial)): _sha256(path) for path in files}
         (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2))
-        for path in [*files, partial / CHECKSUMS, partial]:
+        folders = [path for path in partial.rglob("*") if path.is_dir()]
+        for path in [*files, partial / CHECKSUMS, *folders, partial]:
             _flush(path)
         _remove(folder)  # of an earlier run, or damaged
         partial.rename(folder)
@@ -169,7 +171,12 @@ def find_damage(folder: Path) -> str | None:
 
 
 def read_trainer_state(folder: Path) -> dict:
-    return json.loads((folder / TRAINER_STATE).read_text())
+    """Raises TrainingError if it does not tell where the run was."""
+    state = json.loads((folder / TRAINER_STATE).read_text())
+    for name in ("step", "samples_seen"):
+        if name not in state:
+            raise TrainingError(f"{folder / TRAINER_STATE} has no {name!r}: another version wrote it; start anew.")
+    return state
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
@@ -189,20 +196,45 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
     accelerator.step = 0  # batches into an accumulation: none, also if it has another length now
 
 
-def check_same_run(folder: Path, state: dict, config: TrainConfig, num_samples: int) -> None:
-    """Raises TrainingError where the checkpoint does not fit the flags; warns where the run will not be the same."""
-    now, then = dataclasses.asdict(config), state["config"]
+def identity_of(ids: Sequence[str], num_samples: int, frozen: str | None) -> dict:
+    """Of the data and the base, for the trainer state.
+
+    Args:
+        ids: of all samples. num_samples: how many of them are trained on.
+        frozen: a hash of the weights that a LoRA is trained for.
+    """
+    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    return {"num_samples": num_samples, "ids_sha256": digest, "frozen_sha256": frozen}
+
+
+def check_same_run(folder: Path, state: dict, config: TrainConfig, identity: dict) -> None:
+    """Raises TrainingError where the checkpoint does not fit the flags; warns where the run will not be the same.
+
+    What the checkpoint does not tell, since an older version wrote it, is taken to be the same.
+    """
+    now = dataclasses.asdict(config)
+    then = now | state.get("config", {})
+    was = identity | {name: state[name] for name in identity if name in state}
     fixed = [*FIXED_BY_THE_FIRST_RUN]
     fixed += ["rank", "lora_alpha"] if config.use_lora else []
     fixed += ["max_train_steps"] if config.lr_scheduler == "onecycle" else []
+    fixed += DECIDES_THE_ORDER if now["heldout_samples"] or then["heldout_samples"] else []
     for name in fixed:
         if now[name] != then[name]:
+            held_out = ", or samples that were trained on would be held out" if name in DECIDES_THE_ORDER else ""
             raise TrainingError(
-                f"{folder} was trained with --{name} {then[name]}, not {now[name]}: go on with the same."
+                f"{folder} was trained with --{name} {then[name]}, not {now[name]}: go on with the same{held_out}."
             )
+    if was["frozen_sha256"] != identity["frozen_sha256"]:
+        raise TrainingError(
+            f"{folder} is a LoRA of another base than --pretrained_model_name_or_path "
+            f"{config.pretrained_model_name_or_path}, whose weights differ: go on with the same."
+        )
     changed = [f"--{name}" for name in DECIDES_THE_ORDER if now[name] != then[name]]
-    if state["num_samples"] != num_samples:
-        changed.append(f"the number of samples ({state['num_samples']} then, {num_samples} now)")
+    if was["num_samples"] != identity["num_samples"]:
+        changed.append(f"the number of samples ({was['num_samples']} then, {identity['num_samples']} now)")
+    elif was["ids_sha256"] != identity["ids_sha256"]:
+        changed.append("the ids of the samples, or their order,")
     if changed:
         logger.warning("%s differ from the run before: the samples come in another order now.", ", ".join(changed))
 

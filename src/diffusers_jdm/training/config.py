@@ -14,10 +14,11 @@ from transformers import HfArgumentParser
 LR_SCHEDULERS = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "onecycle"
 ]
+FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial")  # after the warm-up, down to 0 at the last step
 
 
-def flag(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def flag(default: Any, help: str, *aliases: str) -> Any:
+    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
 
 
 @dataclass
@@ -28,7 +29,9 @@ class TrainConfig:
     pretrained_model_name_or_path: str = flag("", "folder or Hub repo of the pipeline to train, base or joint")
     revision: str | None = flag(None, "of that repo")
     variant: str | None = flag(None, "of its weights, such as fp16")
-    train_data_dir: str = flag("", "folder with a manifest and videos, or with precomputed latents")
+    train_data_dir: str = flag(
+        "", "folder with a manifest and videos, or with precomputed latents", "--instance_data_root"
+    )
     output_dir: str = flag("jdm-output", "for checkpoints, logs, validation videos, and in the end the pipeline")
     num_frames: int | None = flag(None, "of a clip, if videos are read; else the latents decide")
     height: int | None = flag(None, "of a clip, in pixels, if videos are read")
@@ -82,11 +85,12 @@ class TrainConfig:
     validation_prompt: str | None = flag(None, "prompts to sample videos for, separated by ':::'")
     validation_inference_steps: int = flag(50, "denoising steps of a validation video")
     guidance_scale: float | None = flag(None, "of validation videos; by default the pipeline's")
-    ddp_timeout: int = flag(7200, "seconds that processes wait for each other")
+    ddp_timeout: int = flag(7200, "seconds that processes wait for each other", "--nccl_timeout")
 
     # The end
     push_to_hub: bool = flag(False, "upload the result")
     hub_model_id: str | None = flag(None, "the repo to upload to; by default the name of --output_dir")
+    hub_private_repo: bool = flag(False, "make that repo private, if it is new")
     hub_token: str | None = flag(None, "by default that of `hf auth login`")
 
     paper = ()
@@ -122,12 +126,14 @@ class TrainConfig:
     def check_combinations(self):
         if self.objective == "direct" and self.exact_two_pass:
             raise ValueError("--exact_two_pass belongs to the objective 'jdm': leave it out with --objective direct.")
-        if self.lr_scheduler in ("linear", "cosine", "polynomial") and self.lr_warmup_steps >= self.max_train_steps:
+        if self.lr_scheduler in FALLING and self.is_all_warmup:
             raise ValueError(
                 f"--lr_warmup_steps {self.lr_warmup_steps} is not below --max_train_steps {self.max_train_steps}."
             )
         if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("--use_8bit_adam needs bitsandbytes, which is not installed: `pip install bitsandbytes`.")
+        if self.use_lora and importlib.util.find_spec("peft") is None:
+            raise ValueError("--use_lora needs peft, which is not installed: `pip install peft`.")
         if self.report_to and self.report_to not in ("all", *map(str, get_available_trackers())):
             raise ValueError(f"--report_to {self.report_to}: accelerate knows no such tracker here; is it installed?")
         self.check_output_dir()
@@ -161,6 +167,10 @@ class TrainConfig:
                 f"{num_processes} process(es) with --train_batch_size {self.train_batch_size} take at once."
             )
         return self.global_batch_size // at_once
+
+    @property
+    def is_all_warmup(self) -> bool:
+        return self.lr_warmup_steps >= self.max_train_steps
 
     @property
     def validation_prompts(self) -> list[str]:

@@ -2,8 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from errno import EACCES, EDQUOT, EFBIG, EIO, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 
 from ..data.manifest import BadSampleError
+
+# What a disk answers that is full, or not ours to write to, or broken, or has a folder in a file's place.
+OF_THE_DISK = {ENOSPC, EDQUOT, EFBIG, EROFS, EACCES, EPERM, EIO, EISDIR, ENOTDIR}
 
 
 class TrainingError(RuntimeError):
@@ -16,13 +20,21 @@ def one_line(error: Exception) -> str:
 
 
 def exit_clearly(main: Callable) -> Callable:
-    """A script's `main` that ends with `error: ...` where it raises a TrainingError, and else as it is."""
+    """A script's `main` that ends with `error: ...` where data, flags or the disk are at fault, and else as it is."""
 
     @functools.wraps(main)
     def wrapped(*args):
         try:
             return main(*args)
-        except (TrainingError, BadSampleError) as error:
+        except TrainingError as error:
             raise SystemExit(f"error: {error}") from error
+        except BadSampleError as error:
+            # one of a DataLoader's worker has the worker's traceback in its message
+            reason = str(error).rpartition(f"{type(error).__name__}: ")[2]
+            raise SystemExit(f"error: {' '.join(reason.split())}") from error
+        except OSError as error:
+            if error.errno not in OF_THE_DISK:
+                raise
+            raise SystemExit(f"error: a file cannot be read or written: {one_line(error)}") from error
 
     return wrapped

@@ -18,6 +18,7 @@ from .backbones import Backbone
 from .checkpoint import (
     check_same_run,
     find_checkpoint,
+    identity_of,
     load_checkpoint,
     read_trainer_state,
     remove_old_checkpoints,
@@ -26,9 +27,9 @@ from .checkpoint import (
 )
 from .config import TrainConfig
 from .dataset import Objective, PositionSampler, RegionDataset, Source, collate
-from .engines import adapt_to_engine, autocast, innermost, is_scale_search
+from .engines import adapt_to_engine, autocast, innermost, is_scale_search, loss_scale
 from .metrics import Log, Window, drop_lines_after
-from .optimizer import build_lr_scheduler, build_optimizer
+from .optimizer import NoState, build_lr_scheduler, build_optimizer, go_on, group_settings
 from .quarantine import BadSteps, Quarantine
 from .setup import settings_of
 from .step import attention_kernel, compute_losses, encode, to_device
@@ -45,7 +46,7 @@ class Trainer:
         accelerator: with the config's accumulation and precision.
         backbone: its pipeline holds the denoiser to train, in fp32.
         source: latents or videos.
-        validation_embeds: as `prepare_pipeline` gives them.
+        validation_embeds, frozen: as `prepare_pipeline` gives them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Trainer:
         backbone: Backbone,
         source: Source,
         validation_embeds: list[torch.Tensor],
+        frozen: str | None = None,
     ):
         self.config, self.accelerator, self.backbone = config, accelerator, backbone
         self.validation_embeds = validation_embeds
@@ -63,13 +65,14 @@ class Trainer:
         self.scheduler = backbone.noise_scheduler()
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(accelerator.device)
         self.split_data(source)
+        self.identity = identity_of(source.ids, len(self.dataset), frozen)
 
         model = getattr(backbone.pipe, backbone.component)
         adapt_to_engine(config, accelerator, model)
         optimizer = build_optimizer(config, [p for p in model.parameters() if p.requires_grad])
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.lr_scheduler = build_lr_scheduler(config, innermost(self.optimizer))
-        accelerator.register_for_checkpointing(self.lr_scheduler)
+        accelerator.register_for_checkpointing(NoState())
         if config.use_lora:
             save_only_trainable(accelerator)
         self.ema = self.build_ema() if config.use_ema else None
@@ -109,11 +112,14 @@ class Trainer:
         folder = find_checkpoint(accelerator, self.output_dir, config.resume_from_checkpoint)
         if folder:
             state = read_trainer_state(folder)
-            check_same_run(folder, state, config, len(self.dataset))
+            check_same_run(folder, state, config, self.identity)
+            self.step, self.samples_seen = state["step"], state["samples_seen"]
+            settings = group_settings(innermost(self.optimizer))
             load_checkpoint(accelerator, folder)
+            go_on(innermost(self.optimizer), self.lr_scheduler, settings, self.step)
             if self.ema:
                 self.ema.to(accelerator.device)
-            self.step, self.samples_seen = state["step"], state["samples_seen"]
+                self.ema.decay = config.ema_decay
             logger.info("going on from %s, step %d", folder, self.step)
         sums = state.get("window", [])
         same_processes = len(sums) == accelerator.num_processes
@@ -132,7 +138,7 @@ class Trainer:
         state = {
             "step": self.step,
             "samples_seen": self.samples_seen,
-            "num_samples": len(self.dataset),
+            **self.identity,
             "bad_steps": self.bad_steps.count,
             "window": gather_object([self.window.state()]),
             "config": settings_of(self.config),
@@ -203,9 +209,7 @@ class Trainer:
             with accelerator.accumulate(self.model):
                 with autocast(accelerator):
                     batch = encode(self.backbone, batch)
-                with attention_kernel(
-                    batch["video"], self.backbone.channel_dim
-                ):  # gradient checkpointing needs it, too
+                with attention_kernel(batch["video"], self.backbone.channel_dim, accelerator.mixed_precision):
                     losses = compute_losses(
                         self.backbone, self.scheduler, self.model, batch, config.objective, config.exact_two_pass
                     )
@@ -229,7 +233,9 @@ class Trainer:
         if finite and not self.accelerator.optimizer_step_was_skipped:
             if self.ema:
                 self.ema.step(self.trainable_parameters())
-        elif not finite and not is_scale_search(self.accelerator, self.optimizer, per_sample):
+        elif finite or is_scale_search(self.accelerator, self.optimizer, per_sample):
+            self.window.add_overflow_step()
+        else:
             self.skip_bad_step(ids, per_sample)
         self.lr_scheduler.step()  # also where the weights' step was skipped: the rate is a function of the step
         self.optimizer.zero_grad()
@@ -253,6 +259,8 @@ class Trainer:
     def write_log(self, progress: tqdm) -> None:
         line = self.window.line(self.accelerator, self.joint)
         line["lr"] = self.lr_scheduler.get_last_lr()[0]
+        if self.accelerator.mixed_precision == "fp16":
+            line["loss_scale"] = loss_scale(self.accelerator, self.optimizer)
         progress.set_postfix(
             {name: f"{line[name]:.4f}" for name in ("loss", "loss/mask") if line.get(name) is not None}
         )
@@ -269,10 +277,19 @@ class Trainer:
             return
         with self.averaged_weights():
             if len(self.heldout):
-                self.record(heldout_loss(self.accelerator, self.backbone, self.scheduler, self.model, self.heldout))
+                self.look_at_heldout()
             if self.config.validation_prompts:
                 self.sample(self.output_dir / "validation" / f"step-{self.step}")
         self.model.train()
+
+    def look_at_heldout(self) -> None:
+        parts = self.accelerator, self.backbone, self.scheduler, self.model
+        line, unreadable = heldout_loss(*parts, self.heldout, trained_on=self.dataset)
+        self.quarantine.add(unreadable)
+        if line:
+            self.record(line)
+        elif self.accelerator.is_main_process:
+            logger.warning("no held-out sample can be read: no held-out loss.")
 
     def sample(self, folder: Path) -> None:
         parts = self.backbone.pipe.components | {"text_encoder": None, "tokenizer": None}

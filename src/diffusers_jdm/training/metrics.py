@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-SUMS = ("weight", "loss", "video", "fine", "mask", "samples", "fine_probability", "bad_steps")
+SUMS = ("weight", "loss", "video", "fine", "mask", "samples", "fine_probability", "bad_steps", "overflow_steps")
 
 
 class Window:
     """Sums over the steps since the last line of the log."""
 
     def __init__(self, device: torch.device, sums: list[float] | None = None):
-        self.sums = dict(zip(SUMS, torch.tensor(sums or [0.0] * len(SUMS), device=device)))
+        if sums is None or len(sums) != len(SUMS):  # of another version
+            sums = [0.0] * len(SUMS)
+        self.sums = dict(zip(SUMS, torch.tensor(sums, device=device)))
         self.start, self.timed_samples, self.timed_wait = time.perf_counter(), 0, 0.0
 
     def state(self) -> list[float]:
@@ -54,6 +56,10 @@ class Window:
     def add_bad_step(self) -> None:
         self.sums["bad_steps"] += 1
 
+    def add_overflow_step(self) -> None:
+        """One that fp16 skipped to find its loss scale."""
+        self.sums["overflow_steps"] += 1
+
     def line(self, accelerator: Accelerator, joint: bool) -> dict[str, float]:
         """The means, the same on all processes, and a new window. All processes must call this."""
         seconds = time.perf_counter() - self.start
@@ -72,8 +78,9 @@ class Window:
             "data_wait": self.timed_wait / seconds,
             "peak_memory_gib": peak_memory(accelerator.device) / 2**30,
         }
-        if sums["bad_steps"]:
-            line["bad_steps"] = round(sums["bad_steps"] / accelerator.num_processes)
+        for name in ("bad_steps", "overflow_steps"):  # each process has counted all of them
+            if sums[name]:
+                line[name] = round(sums[name] / accelerator.num_processes)
         self.__init__(accelerator.device)
         return line
 

@@ -1,5 +1,7 @@
 """AdamW and its learning rate, of which one step is one optimizer step on any number of processes."""
 
+import warnings
+
 import torch
 from diffusers.optimization import get_scheduler
 
@@ -21,6 +23,37 @@ def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -
         weight_decay=config.adam_weight_decay,
         eps=config.adam_epsilon,
     )
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """What the flags say of each group of parameters: its learning rates, betas, weight decay, epsilon."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def go_on(optimizer: torch.optim.Optimizer, lr_scheduler, settings: list[dict], step: int) -> None:
+    """After a checkpoint was loaded, which brings the settings of the run before: those of the flags hold from here on.
+
+    Args:
+        lr_scheduler: as it was built; its rate is a function of the step and the flags.
+        settings: `group_settings` of the optimizer before the load.
+        step: number of optimizer steps that were made.
+    """
+    for group, own in zip(optimizer.param_groups, settings):
+        group.update(own)
+    lr_scheduler.last_epoch = step - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no step of this optimizer object came before
+        lr_scheduler.step()
+
+
+class NoState:
+    """Stands where checkpoints of earlier versions have a scheduler's state, which `go_on` does without."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
 
 
 def build_lr_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer):

@@ -65,5 +65,6 @@ class BadSteps:
             raise TrainingError(
                 f"{self.count} steps had a NaN or infinite loss or gradient, more than --max_bad_steps "
                 f"{self.max_bad_steps}; their samples are in {self.path}. Look at those clips, lower --learning_rate, or "
-                "use --mixed_precision no; then go on with --resume_from_checkpoint latest."
+                "use --mixed_precision no; then go on with --resume_from_checkpoint latest and a higher --max_bad_steps: the "
+                "count goes on, too."
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from safetensors import SafetensorError
 
 from ..hub import export_repo, forget_local_paths, write_card
 from .config import TrainConfig
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def save_result(trainer: Trainer) -> None:
     """Writes the result to the output folder, and uploads it with `push_to_hub`. All processes must call this."""
-    accelerator, config, backbone = trainer.accelerator, trainer.config, trainer.backbone
+    accelerator, config = trainer.accelerator, trainer.config
     accelerator.wait_for_everyone()
     with trainer.averaged_weights():
         state_dict = accelerator.get_state_dict(trainer.model)  # gathers what FSDP and DeepSpeed spread
@@ -36,20 +37,33 @@ def save_result(trainer: Trainer) -> None:
         if config.use_lora:
             add_lora(whole, config.rank, config.lora_alpha)
         whole.load_state_dict(state_dict, assign=True)
-        if config.use_lora:
-            save_lora(whole, output_dir, type(backbone.pipe))
-        else:
-            parts = backbone.pipe.components | {backbone.component: whole}
-            save_pipeline(type(backbone.pipe)(**parts), output_dir, joint=trainer.joint)
-    samples = copy_samples(trainer)
-    write_result_card(config, output_dir, training_section(trainer), samples)
+        try:
+            written = write_result(trainer, whole)
+        except (OSError, RuntimeError, SafetensorError) as error:  # three libraries, three kinds
+            raise TrainingError(
+                f"the result cannot be written to {output_dir} ({one_line(error)}); nothing is lost: make room, or mend the "
+                "folder, then run the same again with --resume_from_checkpoint latest."
+            ) from error
     logger.info("saved the %s to %s", "LoRA" if config.use_lora else "pipeline", output_dir)
     if config.push_to_hub:
-        push(config, output_dir)
+        push(config, output_dir, written)
 
 
-def save_pipeline(pipe, output_dir: Path, joint: bool) -> None:
-    """`model_index.json` comes last: a folder that has it holds the whole pipeline."""
+def write_result(trainer: Trainer, model: torch.nn.Module) -> list[str]:
+    """The pipeline or the LoRA, its samples and its card. Returns what of the output folder is the result, as patterns."""
+    config, pipe, output_dir = trainer.config, trainer.backbone.pipe, trainer.output_dir
+    if config.use_lora:
+        written = [save_lora(model, output_dir, type(pipe)).name]
+    else:
+        parts = pipe.components | {trainer.backbone.component: model}
+        written = save_pipeline(type(pipe)(**parts), output_dir, joint=trainer.joint)
+    samples = copy_samples(trainer)
+    write_result_card(config, output_dir, training_section(trainer), samples)
+    return sorted({*written, "README.md", *(f"samples/{path.name}" for path in samples.values())})
+
+
+def save_pipeline(pipe, output_dir: Path, joint: bool) -> list[str]:
+    """`model_index.json` comes last: a folder that has it holds the whole pipeline. Returns patterns of what was written."""
     partial = output_dir / ".pipeline.partial"
     shutil.rmtree(partial, ignore_errors=True)
     if joint:
@@ -58,12 +72,14 @@ def save_pipeline(pipe, output_dir: Path, joint: bool) -> None:
         pipe.save_pretrained(partial)
         forget_local_paths(partial)
     (output_dir / "model_index.json").unlink(missing_ok=True)
+    written = [f"{path.name}/*" if path.is_dir() else path.name for path in partial.iterdir()]
     for path in sorted(partial.iterdir(), key=lambda path: path.name == "model_index.json"):
         target = output_dir / path.name
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
     partial.rmdir()
+    return written
 
 
 def copy_samples(trainer: Trainer) -> dict[str, Path]:
@@ -86,7 +102,15 @@ def training_section(trainer: Trainer) -> str:
     batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     # paths of somebody's disk have no place in a public card
     private = {"pretrained_model_name_or_path", "train_data_dir", "output_dir", "hub_token", "hub_model_id"}
-    private |= {"push_to_hub", "report_to", "resume_from_checkpoint", "validation_prompt", "ddp_timeout", "preset"}
+    private |= {
+        "push_to_hub",
+        "hub_private_repo",
+        "report_to",
+        "resume_from_checkpoint",
+        "validation_prompt",
+        "ddp_timeout",
+        "preset",
+    }
     rows = [f"| `{name}` | {value} |" for name, value in settings_of(config).items() if name not in private]
     versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers-jdm", "diffusers", "torch", "accelerate"))
     script = f"train_scripts/train_jdm_{trainer.backbone.family}.py"
@@ -146,28 +170,22 @@ def write_result_card(config: TrainConfig, output_dir: Path, training: str, samp
     card.save(output_dir / "README.md")
 
 
-def push(config: TrainConfig, output_dir: Path) -> None:
-    """Uploads the result, without checkpoints and logs. What is on the disk stays, whatever happens here."""
-    api = HfApi(token=config.hub_token)
+def push(config: TrainConfig, output_dir: Path, written: list[str]) -> None:
+    """Uploads what was written of the result, to the repo that `create_repo` made, and nothing else of the folder.
+
+    What is on the disk stays, whatever happens here.
+    """
     try:
-        repo_id = api.create_repo(config.hub_model_id or output_dir.resolve().name, exist_ok=True).repo_id
-        api.upload_folder(
-            repo_id=repo_id,
+        HfApi(token=config.hub_token).upload_folder(
+            repo_id=config.hub_model_id,
             folder_path=output_dir,
             commit_message="End of training",
-            ignore_patterns=[
-                ".quarantine.lock",
-                "checkpoint-*",
-                "*.partial*",
-                "logs/*",
-                "validation/*",
-                "*.jsonl",
-                "train_config.json",
-            ],
+            allow_patterns=written,
         )
     except Exception as error:  # of requests, httpx or httpx2, by the hub's version
+        includes = " ".join(f"--include '{pattern}'" for pattern in written)
         raise TrainingError(
             f"the upload failed ({one_line(error)}), nothing is lost: the result is in {output_dir}; "
-            f"upload it with `hf upload {config.hub_model_id or 'ORG/NAME'} {output_dir}`."
+            f"upload it with `hf upload {config.hub_model_id} {output_dir} {includes}`."
         ) from error
-    logger.info("uploaded to %s", repo_id)
+    logger.info("uploaded to %s", config.hub_model_id)

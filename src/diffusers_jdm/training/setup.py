@@ -2,22 +2,28 @@
 
 import dataclasses
 import logging
+import os
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
 from diffusers import DiffusionPipeline, UNet3DConditionModel
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from ..inflation import inflate
 from ..models.unet_modelscope_jdm import support_gradient_checkpointing
 from .backbones import Backbone
 from .config import TrainConfig
+from .dataset import Source
 from .engines import autocast, check_engine
 from .errors import TrainingError, one_line
+from .fingerprint import fingerprint
 from .lora import add_lora
+from .preflight import validate_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +48,55 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     check_engine(config, accelerator)
     torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     set_seed(config.seed, device_specific=True)
+    if config.lr_scheduler == "constant_with_warmup" and config.is_all_warmup and accelerator.is_main_process:
+        logger.warning(
+            "--lr_warmup_steps %d is not below --max_train_steps %d: the learning rate does not get to --learning_rate.",
+            config.lr_warmup_steps,
+            config.max_train_steps,
+        )
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_dir(output_dir)
     accelerator.wait_for_everyone()
+    if config.push_to_hub:
+        config.hub_model_id = create_repo(config, accelerator)
     if config.report_to:
         known = {name: value for name, value in settings_of(config).items() if value is not None}
         accelerator.init_trackers("diffusers-jdm", config=known)
     return accelerator
+
+
+def make_output_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--output_dir {folder} cannot be made: {one_line(error)}") from error
+
+
+def create_repo(config: TrainConfig, accelerator: Accelerator) -> str:
+    """Makes the repo to upload to, if it is not there; returns its "ORG/NAME". Before the training: a token may be wrong."""
+    answer = [None, None]  # repo, error
+    if accelerator.is_main_process:
+        name = config.hub_model_id or Path(config.output_dir).resolve().name
+        try:
+            api = HfApi(token=config.hub_token)
+            repo = api.create_repo(name, private=config.hub_private_repo or None, exist_ok=True)
+            answer[0] = repo.repo_id
+        except Exception as error:  # of requests, httpx or httpx2, by the hub's version
+            answer[1] = (
+                f"--push_to_hub: the repo {name} cannot be made ({one_line(error)}): mend --hub_model_id or the token "
+                "(`hf auth login` or --hub_token), or leave --push_to_hub out."
+            )
+    answer = broadcast_object_list(answer)
+    if answer[1]:
+        raise TrainingError(answer[1])
+    return answer[0]
+
+
+def only_validate(config: TrainConfig, source: Source) -> None:
+    """`--validate_dataset_only`: by the first process, however many were launched."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        make_output_dir(Path(config.output_dir))
+        validate_dataset(config, source)
 
 
 def settings_of(config: TrainConfig) -> dict:
@@ -69,15 +117,20 @@ def load_pipeline(config: TrainConfig, backbone_class: type[Backbone]) -> Diffus
     return pipe
 
 
-def prepare_pipeline(
-    config: TrainConfig, accelerator: Accelerator, backbone: Backbone, precomputed: bool
-) -> list[torch.Tensor]:
-    """Freezes and places what is not trained, and makes trainable what is: all of the denoiser, in fp32, or a LoRA.
+class Prepared(NamedTuple):
+    """What is known before training.
 
-    Returns:
-        The embeddings of the validation prompts and, last, of the empty prompt, (1, L, D) each, so that validation needs
+    validation_embeds: of the validation prompts and, last, of the empty prompt, (1, L, D) each, so that validation needs
         no text encoder: that of CogVideoX is larger than its denoiser.
+    frozen: a hash of the weights that a LoRA is trained for, as they are loaded; None if all weights are trained.
     """
+
+    validation_embeds: list[torch.Tensor]
+    frozen: str | None
+
+
+def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, backbone: Backbone, precomputed: bool) -> Prepared:
+    """Freezes and places what is not trained, and makes trainable what is: all of the denoiser, in fp32, or a LoRA."""
     pipe = backbone.pipe
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     for model in (pipe.vae, pipe.text_encoder):
@@ -96,8 +149,9 @@ def prepare_pipeline(
     else:
         pipe.vae.to(accelerator.device)
 
-    denoiser = getattr(pipe, backbone.component)
+    denoiser, frozen = getattr(pipe, backbone.component), None
     if config.use_lora:
+        frozen = fingerprint(denoiser)
         denoiser.to(half).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # the same weights on all processes: FSDP does not send them around
             torch.default_generator.manual_seed(config.seed)
@@ -111,4 +165,4 @@ def prepare_pipeline(
         if isinstance(denoiser, UNet3DConditionModel):  # a plain one: the joint one brings it along
             support_gradient_checkpointing(denoiser)
         denoiser.enable_gradient_checkpointing()
-    return embeds
+    return Prepared(embeds, frozen)

@@ -1,6 +1,6 @@
 """From a batch to its losses: encode what is not encoded yet, noise (Eq. 10), predict, score (Eq. 13)."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,21 +62,28 @@ def compute_losses(
         noisy = add_joint_noise(scheduler, latents, noise, timesteps, batch["is_fine"], dim)
     else:
         noisy = scheduler.add_noise(latents, noise, timesteps)
-    with attention_kernel(latents, dim):
-        prediction = backbone.predict(model, noisy, timesteps, batch["prompt_embeds"])
+    prediction = backbone.predict(model, noisy, timesteps, batch["prompt_embeds"])
     target = prediction_target(scheduler, latents, noise, timesteps)
     if objective == "jdm":
         return joint_loss(prediction, target, batch["is_fine"], dim, batch["weight"] if exact_two_pass else None)
     return video_loss(prediction, target)
 
 
-def attention_kernel(latents: torch.Tensor, channel_dim: int):
-    """On a CPU and for short sequences the math kernel, whose backward pass is faster in bf16; else torch's choice.
+@contextmanager
+def attention_kernel(latents: torch.Tensor, channel_dim: int, precision: str):
+    """On a CPU, in bf16 and for short sequences the math kernel, whose backward pass is faster; else torch's choice.
 
-    The gain shrinks with the length, and the math kernel's memory grows with its square.
+    Forward and backward pass belong into it, for gradient checkpointing repeats the first in the second.
     """
+    # In fp32 there is nothing to gain, and its memory grows with the square of the length.
     positions = latents[0].numel() // latents.shape[channel_dim]
-    if latents.device.type != "cpu" or positions > SHORT:
-        return nullcontext()
+    if latents.device.type != "cpu" or precision != "bf16" or positions > SHORT:
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    return sdpa_kernel(SDPBackend.MATH)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)

@@ -20,6 +20,7 @@ from .backbones import Backbone
 from .config import TrainConfig
 from .dataset import Objective, RegionDataset, Source, collate
 from .engines import autocast
+from .errors import TrainingError, one_line
 from .step import compute_losses, encode, to_device
 
 QUANTILES = 4
@@ -27,24 +28,32 @@ QUANTILES = 4
 
 @torch.no_grad()
 def heldout_loss(
-    accelerator: Accelerator, backbone: Backbone, scheduler, model, dataset: RegionDataset
-) -> dict[str, float]:
+    accelerator: Accelerator, backbone: Backbone, scheduler, model, dataset: RegionDataset, trained_on: RegionDataset
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The loss on samples that are not trained on, at fixed timesteps with fixed noise, by quantile of the timestep.
 
     Every sample stands in each quantile once (q1: the least noise), in L_fine, with its text.
+
+    Args:
+        trained_on: a sample of it takes an unreadable one's place: as many forward passes are needed, and do not count.
+
+    Returns:
+        The line of the log, empty if none can be read; and this process's unreadable samples: (id, reason).
     """
     certain = Objective(dataset.objective.name, weight=1.0, alpha=0.0, text_dropout=0.0)
     dataset = RegionDataset(dataset.source, dataset.indices, certain, dataset.seed)
+    unreadable = []
     count, rank = accelerator.num_processes, accelerator.process_index
     sums = torch.zeros(QUANTILES, 3, dtype=torch.float32, device=accelerator.device)  # video, mask, samples
     with in_eval_mode(model):
         for round_number in range(math.ceil(len(dataset) / count)):
             number = round_number * count + rank
+            index = int(dataset.indices[number % len(dataset)])
             try:
-                sample = dataset.draw(0, int(dataset.indices[number % len(dataset)]))
-                counts = float(number < len(dataset))
-            except BadSampleError:  # noted when the data was opened for training; its place still needs a forward pass
-                sample, counts = dataset[0, 0], 0.0
+                sample, counts = dataset.draw(0, index), float(number < len(dataset))
+            except BadSampleError as error:
+                unreadable.append((dataset.source.ids[index], str(error)))
+                sample, counts = RegionDataset(dataset.source, trained_on.indices, certain)[0, 0], 0.0
             batch = encode(backbone, to_device(collate([sample]), accelerator.device))
             for quantile in range(QUANTILES):
                 u = (quantile + batch["u"]) / QUANTILES
@@ -52,11 +61,13 @@ def heldout_loss(
                 mask = losses.get("mask", losses["video"] * 0)
                 sums[quantile] += counts * torch.stack([losses["video"].sum(), mask.sum(), torch.ones_like(mask[0])])
     video, mask, samples = accelerator.reduce(sums, reduction="sum").T.cpu()
+    if not samples.any():
+        return {}, unreadable
     joint = certain.name == "jdm"
     by_quantile = ((video + mask) / 2 if joint else video) / samples
     line = {f"heldout/loss_q{i + 1}": by_quantile[i].item() for i in range(QUANTILES)}
     line |= {"heldout/loss": by_quantile.mean().item(), "heldout/video": (video / samples).mean().item()}
-    return line | ({"heldout/mask": (mask / samples).mean().item()} if joint else {})
+    return line | ({"heldout/mask": (mask / samples).mean().item()} if joint else {}), unreadable
 
 
 def call_of(config: TrainConfig, source: Source) -> dict[str, Any]:
@@ -91,7 +102,13 @@ def sample_videos(
         if start + rank < len(prompts):  # else another process has this prompt, too
             name = re.sub(r"[^a-z0-9]+", "-", prompts[number].lower()).strip("-")[:60]
             masks = output.masks[0] if joint else None
-            paths += write_video(output.frames[0], masks, folder / f"{number}-{name}.mp4")
+            try:
+                paths += write_video(output.frames[0], masks, folder / f"{number}-{name}.mp4")
+            except OSError as error:  # of the disk, or of ffmpeg, which could not write
+                raise TrainingError(
+                    f"the validation videos cannot be written to {folder} ({one_line(error)}): make room, or mend the folder; "
+                    "then go on with --resume_from_checkpoint latest."
+                ) from error
     return sorted(gather_object(paths))
 
 
