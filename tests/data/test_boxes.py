@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from diffusers_jdm.data.boxes import DUPLICATE_IOU, GroundingDinoBoxes, Owlv2Boxes, detection_frames, find_boxes
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import BoxSettings
 
 BACKENDS = {"grounding_dino": GroundingDinoBoxes, "owlv2": Owlv2Boxes}

@@ -16,7 +16,7 @@ from diffusers_jdm.data.captions import (
     evenly_spread,
     parse_objects,
 )
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import CaptionSettings
 
 ANSWERS = {

@@ -5,7 +5,7 @@ from small_annotators_vision import save_tiny_depth_anything
 from transformers import DepthAnythingForDepthEstimation, DPTImageProcessor
 
 from diffusers_jdm.data.depth import DepthAnything, to_signal
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import DepthSettings
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (7, 40, 60, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diffusers_jdm.data.embeddings import ClipEmbeddings
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import EmbeddingSettings
 
 CAPTIONS = ["a camel", "a fence", "a rock on black", "éà, 骆驼", "a camel and a fence and a rock and a red thing", "a"]

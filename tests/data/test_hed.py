@@ -11,7 +11,7 @@ from skimage.feature import canny
 from skimage.filters import sobel
 
 from diffusers_jdm.data.hed import BGR_MEAN, Hed, HedNetwork, read_weights
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import HedSettings
 from diffusers_jdm.data.video import fit, read_frames
 

@@ -14,8 +14,8 @@ import pytest
 import shapes_backends
 
 from diffusers_jdm.cli import main
-from diffusers_jdm.data.loading import ModelError
 from diffusers_jdm.data.manifest import Manifest, check_row
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.prepare import STAGES, prepare, read_arguments
 from diffusers_jdm.data.settings import read_settings
 from diffusers_jdm.data.shapes import sample_clip

@@ -7,7 +7,7 @@ import torch
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.regional_captions import Blip2Captioner, region_image
 from diffusers_jdm.data.settings import RegionalCaptionSettings
 

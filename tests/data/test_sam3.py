@@ -5,7 +5,7 @@ from skimage.measure import regionprops
 from small_annotators_vision import save_tiny_sam3
 from transformers import Sam3VideoModel, Sam3VideoProcessor
 
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.sam3 import Sam3Tracks, gather_tracks
 from diffusers_jdm.data.settings import TrackSettings
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diffusers_jdm.data.loading import ModelError
 from diffusers_jdm.data.manifest import BadSampleError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import ClipSettings, PrepareSettings, read_settings
 from diffusers_jdm.data.stages import (
     BACKENDS,

@@ -6,7 +6,7 @@ from skimage.measure import regionprops
 from small_annotators_vision import save_tiny_sam2
 from transformers import Sam2VideoModel, Sam2VideoProcessor
 
-from diffusers_jdm.data.loading import ModelError
+from diffusers_jdm.data.model_loading import ModelError
 from diffusers_jdm.data.settings import TrackSettings
 from diffusers_jdm.data.tracks import Sam2Tracks, bounding_box, box_iou, find_tracks, mask_iou, merge_tracks
 

@@ -495,7 +495,7 @@ def test_what_is_stored_are_the_latents_of_this_base(cogvideox_base_folder, late
     [
         (("--num_frames", 10), r"8N \+ 1 frames"),
         (("--height", 20), "height must be a multiple of 16"),
-        (("--train_data_dir", "/nowhere"), "holds no manifest"),
+        (("--train_data_dir", "/nowhere"), "is not a folder"),
         (("--pretrained_model_name_or_path", "/nowhere"), "is no diffusers pipeline"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .loading import check_torchvision, load_model, load_processor
+from .model_loading import check_torchvision, load_model, load_processor
 from .settings import BoxSettings
 
 DUPLICATE_IOU = 0.8  # of two boxes of one noun that overlap more than this, the better is kept, as in Grounded-SAM2

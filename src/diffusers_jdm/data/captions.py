@@ -5,7 +5,7 @@ import re
 import numpy as np
 import torch
 
-from .loading import ModelError, check_torchvision, device_of, dtype_of, load_model, load_processor
+from .model_loading import ModelError, check_torchvision, device_of, dtype_of, load_model, load_processor
 from .settings import CaptionSettings
 
 CAPTION_PROMPT = (

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from .loading import check_torchvision, load_model, load_processor
+from .model_loading import check_torchvision, load_model, load_processor
 from .settings import DepthSettings
 
 

@@ -17,8 +17,8 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from tqdm import tqdm
 
-from .loading import ModelError
 from .manifest import BadSampleError
+from .model_loading import ModelError
 from .settings import PrepareSettings
 from .shards import COLUMNS, read_clips, read_shard, shard_path, write_shard
 from .stages import STAGES, TooShortError, load_backend, with_captions

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from .loading import ModelError, device_of, dtype_of
+from .model_loading import ModelError, device_of, dtype_of
 from .settings import HedSettings
 
 BGR_MEAN = (104.00699, 116.66877, 122.67892)  # of ImageNet, as Caffe's VGG-16 had it

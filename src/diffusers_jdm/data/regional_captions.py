@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .loading import check_torchvision, device_of, dtype_of, load_model, load_processor
+from .model_loading import check_torchvision, device_of, dtype_of, load_model, load_processor
 from .settings import RegionalCaptionSettings
 
 MARGIN = 0.05  # of black around the region's box, as a share of the box's sides; not in the paper

@@ -19,9 +19,9 @@ from ..masks import rle_decode, rle_encode
 from .background import remove_background
 from .filters import kept
 from .importers import davis_clips, encode_frames, sav_clips
-from .loading import ModelError
 from .manifest import BadSampleError
 from .measures import measure
+from .model_loading import ModelError
 from .settings import ClipSettings, ModelSettings, PrepareSettings
 from .video import probe, write_video
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .loading import check_torchvision, load_model, load_processor
+from .model_loading import check_torchvision, load_model, load_processor
 from .settings import TrackSettings
 
 

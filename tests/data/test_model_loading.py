@@ -5,7 +5,7 @@ import small_annotators_vision as vision
 import torch
 from transformers import DepthAnythingForDepthEstimation, Owlv2ForObjectDetection
 
-from diffusers_jdm.data.loading import ModelError, device_of, load_model, load_processor
+from diffusers_jdm.data.model_loading import ModelError, device_of, load_model, load_processor
 from diffusers_jdm.data.settings import BoxSettings, DepthSettings
 
 
