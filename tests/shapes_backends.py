@@ -1,5 +1,7 @@
 """Backends of one's own for `prepare` that need no model: the small world's objects, found by their colours."""
 
+import os
+import signal
 import zlib
 
 import numpy as np
@@ -69,6 +71,36 @@ def fails_on_clip_1(clip, frames):
 
 def always_fails(clip, frames):
     raise RuntimeError("not set up")
+
+
+def fails_on_camels(clip, frames):
+    if clip["id"] == "camel":
+        raise RuntimeError("no camels")
+    return {"caption": "something else", "objects": []}
+
+
+def names_as_captions(clip, frames):
+    return {"captions": [f"a {region['name']}" for region in clip["regions"]]}
+
+
+def kills_its_process_on_clip_1(clip, frames):
+    if clip["id"] == "clip-1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return caption(clip, frames)
+
+
+def wrong_type_on_clip_1(clip, frames):
+    return {"caption": ["no", "text"], "objects": []} if clip["id"] == "clip-1" else caption(clip, frames)
+
+
+def embeddings_that_are_nan_on_clip_1(clip, frames):
+    fields = embeddings(clip, frames)
+    return fields | {"frame_embedding": fields["frame_embedding"] * np.nan} if clip["id"] == "clip-1" else fields
+
+
+class CannotBeMade:
+    def __init__(self, settings):
+        raise RuntimeError("CUDA out of memory")
 
 
 STAGES = ("caption", "boxes", "tracks", "regional_captions", "embeddings")

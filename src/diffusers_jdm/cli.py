@@ -91,8 +91,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise ValueError("prepare needs VIDEOS and OUT: a folder with videos, and one for the training set.")
 
-    from diffusers_jdm.data.prepare import prepare, read_arguments
-    from diffusers_jdm.data.write_dataset import report, summary
+    try:
+        from diffusers_jdm.data.prepare import prepare, read_arguments
+        from diffusers_jdm.data.write_dataset import report, summary
+    except ModuleNotFoundError as error:
+        raise ImportError(f'prepare needs {error.name}: pip install "diffusers-jdm[prepare]"') from error
 
     if arguments.report:
         print(f"Wrote {report(arguments.out, settings)}")
@@ -108,7 +111,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
         executor_args=read_arguments(arguments.executor_args),
         copy_videos=arguments.copy_videos,
     )
-    print(summary(arguments.out) if arguments.executor == "local" else "The jobs have been started.")
+    if arguments.executor != "local":
+        print("The jobs have been started.")
+    elif arguments.stages and "dataset" not in arguments.stages.split(","):
+        print(f"Done: {arguments.stages}.")
+    else:
+        print(summary(arguments.out))
 
 
 def _add_dataset(verbs: argparse._SubParsersAction) -> None:

@@ -1,6 +1,7 @@
 """The listing only grows, and knows a file that has changed."""
 
 import itertools
+import os
 
 import pytest
 
@@ -54,3 +55,20 @@ def test_wrong_folders(videos, tmp_path):
     (videos / "b.mkv").write_bytes(b"other")
     with pytest.raises(ValueError, match="would both be the clip 'b'"):
         list(find_videos(videos))
+
+
+def test_links_that_go_round_or_nowhere_and_the_set_itself(videos, tmp_path):
+    (videos / "round").symlink_to(videos)
+    (videos / "gone.mp4").symlink_to(videos / "nothing.mp4")
+    (videos / "out/videos").mkdir(parents=True)
+    (videos / "out/videos/b.mp4").symlink_to(videos / "b.mp4")
+    rows = {row["id"]: row for row in find_videos(videos, leave_out=videos / "out")}
+    assert sorted(rows) == ["a/x", "a/y", "b", "c", "gone"]
+    assert rows["gone"]["bytes"] == -1 and rows["b"]["bytes"] == 5
+
+
+def test_a_name_that_is_no_utf_8_is_listed(videos, tmp_path):
+    with open(os.path.join(os.fsencode(videos), b"caf\xe9.mp4"), "wb") as file:
+        file.write(b"x")
+    list_clips(tmp_path / "out", find_videos(videos), 10)
+    assert "caf\\xe9" in listed(tmp_path / "out", 1)[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,8 +127,7 @@ def test_thresholds_change_without_a_model(videos, tmp_path):
     prepare(videos, tmp_path, strict)
     assert sum(len(row["regions"]) for row in rows_of(tmp_path).values()) == len(areas) - 3
     # Back again: all captions are known, and a captioner that may not run does not.
-    for path in (tmp_path / "stages").glob("regional_captions/settings.json"):
-        path.write_text(path.read_text().replace(":regional_captions", ":regional_captions_that_may_not_run"))
+    (tmp_path / "stages/regional_captions/settings.json").unlink()
     frozen = settings("regional_captions.backend=shapes_backends:regional_captions_that_may_not_run", *no_models)
     prepare(videos, tmp_path, frozen)
     assert rows_of(tmp_path) == loose
@@ -178,6 +178,100 @@ def test_one_bad_clip_does_not_end_a_run_but_a_stage_that_never_works_does(video
     assert not shard_path(tmp_path / "all", "caption", 0).exists()
 
 
+def copy_of(prepared, videos, tmp_path):
+    """A set of its own to break, from the same videos."""
+    out = tmp_path / "out"
+    shutil.copytree(prepared, out, symlinks=True)
+    return out
+
+
+def test_stages_are_not_run_on_what_is_missing_or_of_other_filters(prepared, videos, tmp_path):
+    out = copy_of(prepared, videos, tmp_path)
+    strict = settings("filters.min_area=0.055", "filters.min_objects=1")
+    with pytest.raises(
+        ValueError, match="the stage cmi needs regional_captions, which has not been done with these filters"
+    ):
+        prepare(videos, out, strict, stages=["cmi", "dataset"])
+    with pytest.raises(ValueError, match="the stage tracks needs clips"):
+        prepare(videos, tmp_path / "new", settings(), stages=["tracks"])
+    shard_path(out, "tracks", 0).unlink()
+    with pytest.raises(ValueError, match="needs tracks, which has not run on shard 0"):
+        prepare(videos, out, settings("filters.min_objects=1"))
+    prepare(videos, out, settings(), redo="tracks")
+    assert rows_of(out) == rows_of(prepared)
+
+
+def test_a_refused_call_changes_nothing(prepared, videos, tmp_path):
+    out = copy_of(prepared, videos, tmp_path)
+    before = sorted(out.rglob("*"))
+    with pytest.raises(ValueError, match=r"tracks\.model was"):
+        prepare(videos, out, settings("tracks.model=other"), redo="embeddings")
+    with pytest.raises(ValueError, match=r"clips\.importer was None, now 'davis'"):
+        prepare(TESTS / "data/davis", out, settings("clips.importer=davis"))
+    with pytest.raises(ValueError, match="--executor_args for slurm"):
+        prepare(videos, out, settings(), redo="caption", executor="slurm")
+    assert sorted(out.rglob("*")) == before
+    (out / "mine.parquet").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"mine\.parquet is no part of a training set"):
+        prepare(videos, out, settings())
+    assert (out / "mine.parquet").exists()
+
+
+def test_what_was_never_run_may_be_corrected(videos, tmp_path):
+    with pytest.raises(ModelError, match=r"caption\.backend is 'typo'"):
+        prepare(videos, tmp_path, settings("caption.backend=typo"), stages=["clips", "caption"])
+    prepare(videos, tmp_path, settings(), stages=["clips", "caption"])
+
+
+def test_the_recorded_settings_are_those_that_ran(prepared, videos, tmp_path):
+    out = copy_of(prepared, videos, tmp_path)
+    prepare(videos, out, settings("caption.model=never/ran"), stages=["dataset"])
+    recorded = json.loads((out / "prepare.json").read_text())["settings"]
+    assert recorded["caption"]["model"] != "never/ran" and recorded["filters"]["min_area"] == 0.01
+
+
+def test_videos_that_were_moved_are_found_again(videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "here")
+    prepare(tmp_path / "here", tmp_path / "out", settings(), copy_videos=False)
+    rows = rows_of(tmp_path / "out")
+    (tmp_path / "here").rename(tmp_path / "there")
+    prepare(tmp_path / "there", tmp_path / "out", settings(), copy_videos=True)
+    assert rows_of(tmp_path / "out") == rows
+    assert not (tmp_path / "out/videos/clip-0.mp4").is_symlink()
+    (tmp_path / "there/clip-0.mp4").unlink()  # its copy stays
+    prepare(tmp_path / "there", tmp_path / "out", settings())
+    assert rows_of(tmp_path / "out") == rows and not (tmp_path / "out/videos/clip-0.mp4").is_symlink()
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_line(videos, tmp_path):
+    with pytest.raises(ModelError, match="a worker of the stage caption was killed"):
+        changes = ["caption.backend=shapes_backends:kills_its_process_on_clip_1"]
+        prepare(videos, tmp_path, settings(*changes), workers=2)
+    prepare(videos, tmp_path, settings(), stages=["clips", "caption"], redo="caption")
+
+
+def test_a_backend_that_cannot_be_made_ends_the_run_and_bad_values_do_not(videos, tmp_path):
+    with pytest.raises(ModelError, match="the backend of the stage caption cannot be made: CUDA out of memory"):
+        prepare(videos, tmp_path / "one", settings("caption.backend=shapes_backends:CannotBeMade"))
+    prepare(videos, tmp_path / "two", settings("embeddings.backend=shapes_backends:embeddings_that_are_nan_on_clip_1"))
+    assert len(rows_of(tmp_path / "two")) == 6
+    prepare(videos, tmp_path / "three", settings("caption.backend=shapes_backends:wrong_type_on_clip_1"))
+    assert len(rows_of(tmp_path / "three")) == 6
+
+
+def test_an_imported_clip_that_fails_is_dropped_alone(tmp_path):
+    shutil.copytree(TESTS / "data/davis", tmp_path / "davis")
+    for name in ("camel", "kite-walk"):
+        meta = json.loads((tmp_path / "davis" / name / "meta.json").read_text())
+        (tmp_path / "davis" / name / "meta.json").write_text(json.dumps(meta | {"caption": None}))
+    changes = ["clips.importer=davis", "caption.backend=shapes_backends:fails_on_camels", "filters.min_objects=1"]
+    changes += ["regional_captions.backend=shapes_backends:names_as_captions", "filters.min_area=0"]
+    prepare(tmp_path / "davis", tmp_path / "out", settings(*changes))
+    assert sorted(rows_of(tmp_path / "out")) == ["car-shadow", "kite-walk"]
+    counts = json.loads((tmp_path / "out/prepare.json").read_text())["clips"]
+    assert counts == {"failed": 1, "kept": 2}
+
+
 def run_script(videos, out, workers):
     code = (
         "import sys; from diffusers_jdm.data.prepare import prepare; from diffusers_jdm.data.settings import read_settings\n"
@@ -217,6 +311,12 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_twice(videos, prepared, tmp
         (["VIDEOS", "OUT", "--executor_args", "time"], "takes KEY=VALUE"),
         (["VIDEOS", "OUT", "--executor", "slurm"], "--executor_args for slurm"),
         (["VIDEOS", "FILE"], "is a file; OUT must be a folder"),
+        (["VIDEOS", "OUT", "--set", "caption.model=@x"], "the value is no YAML"),
+        (["VIDEOS", "OUT", "--executor_args", "a=["], "the value is no YAML"),
+        (["VIDEOS", "OUT", "--set", "clips.shard_size=0"], "clips.shard_size must be at least 1"),
+        (["VIDEOS", "OUT", "--set", "clips.fps=0"], "clips.fps must be above 0"),
+        (["VIDEOS", "OUT", "--set", "boxes.dtype=int8"], "boxes.dtype must be float32"),
+        (["VIDEOS", "OUT", "--set", "cmi.form=papr"], "cmi.form must be paper or infonce"),
     ],
 )
 def test_wrong_calls_are_one_line(arguments, message, videos, tmp_path, capsys):

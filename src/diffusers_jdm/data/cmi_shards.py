@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .cmi_stage import dataset_cmi
+from .engine import check_inputs
 from .filters import kept
 from .settings import PrepareSettings
 from .shards import COLUMNS, read_clips, write_shard
@@ -15,6 +16,8 @@ from .stages import with_captions
 
 def run_cmi(folder: str, settings: PrepareSettings, num_shards: int) -> None:
     """Writes the shards of the stage `cmi`; a clip that is not kept has empty columns there."""
+    for number in range(num_shards):
+        check_inputs(folder, "cmi", number)
     (Path(folder) / "stages").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=Path(folder) / "stages", prefix="cmi-", suffix=".tmp") as scratch:
         arrays = gather(folder, settings, num_shards, Path(scratch))
@@ -33,7 +36,8 @@ def run_cmi(folder: str, settings: PrepareSettings, num_shards: int) -> None:
 
 def kept_clips(folder: str, settings: PrepareSettings, number: int):
     """All clips of a shard, with the kept regions only: none where the clip is not kept."""
-    for clip in read_clips(folder, number, [stage for stage in COLUMNS if stage not in ("boxes", "cmi")]):
+    stages = [stage for stage in COLUMNS if stage != "cmi"]
+    for clip in read_clips(folder, number, stages, leave_out=("rle", "boxes")):
         survivor = None if clip["error_code"] else kept(with_captions(clip), settings.filters)
         yield survivor or {"id": clip["id"], "regions": []}
 

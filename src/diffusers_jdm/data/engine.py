@@ -5,13 +5,18 @@ first. datatrove marks it as done after that. So a run that is killed anywhere d
 """
 
 import copy
+import errno
 import functools
 import json
+import multiprocessing
 import os
 import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import loguru
+import pyarrow as pa
 import torch
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -20,7 +25,7 @@ from tqdm import tqdm
 from .manifest import BadSampleError
 from .model_loading import ModelError
 from .settings import PrepareSettings
-from .shards import COLUMNS, read_clips, read_shard, shard_path, write_shard
+from .shards import COLUMNS, SIGNALS, read_clips, read_shard, schema_of, shard_path, write_shard
 from .stages import STAGES, TooShortError, load_backend, with_captions
 from .video import read_frames
 
@@ -54,6 +59,7 @@ def run_shard(folder: str, stage: str, settings: PrepareSettings, number: int, s
         ModelError: the stage's model cannot be loaded, or it fails on every clip.
     """
     stages = list(COLUMNS)
+    check_inputs(folder, stage, number)
     before = {}
     if shard_path(folder, stage, number).exists():
         before = {row["id"]: row for row in read_shard(folder, stage, number) if row["error"] is None}
@@ -71,8 +77,37 @@ def run_shard(folder: str, stage: str, settings: PrepareSettings, number: int, s
         raise ModelError(
             f"the stage {stage} failed on all {tried} clips of shard {number}; on {failures[0]['id']}: {last_line}"
         )
-    write_shard(folder, stage, number, rows)
+    write_rows(folder, stage, number, rows)
     return len(failures)
+
+
+def needs(stage: str) -> list[str]:
+    """The stages that must have run before."""
+    earlier = [*COLUMNS, "dataset"]
+    return [name for name in earlier[: earlier.index(stage)] if name not in SIGNALS]
+
+
+def check_inputs(folder: str, stage: str, number: int) -> None:
+    """Raises ValueError if a stage before has left nothing for this shard: its clips would pass for empty ones."""
+    for earlier in needs(stage):
+        if not shard_path(folder, earlier, number).exists():
+            raise ValueError(f"the stage {stage} needs {earlier}, which has not run on shard {number}: run it first.")
+
+
+def write_rows(folder: str, stage: str, number: int, rows: list[dict]) -> None:
+    """A row that does not fit the columns, by a backend of one's own, is an error of that clip alone."""
+    try:
+        write_shard(folder, stage, number, rows)
+    except (pa.ArrowException, TypeError, OverflowError):
+        fit = []
+        for row in rows:
+            try:
+                pa.Table.from_pylist([row], schema=schema_of(stage))
+                fit.append(row)
+            except (pa.ArrowException, TypeError, OverflowError) as error:
+                message = f"{stage}: what the backend returned is of the wrong type: {error}"
+                fit.append({"id": row["id"], "error_code": "failed", "error": message})
+        write_shard(folder, stage, number, fit)
 
 
 def run_clip(folder: str, stage: str, settings: PrepareSettings, clip: dict, before: dict | None) -> dict:
@@ -81,13 +116,15 @@ def run_clip(folder: str, stage: str, settings: PrepareSettings, clip: dict, bef
     model = functools.partial(loaded_backend, folder, stage, json.dumps(vars(getattr(settings, stage))))
     try:
         return STAGES[stage](clip, functools.partial(decode, clip), model, settings, before)
-    except ModelError:
-        raise
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise  # no fault of the clip
     except TooShortError as error:
         return {"error_code": "too_short", "error": str(error)}
     except BadSampleError as error:
         return {"error_code": "unreadable", "error": str(error)}
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
         return {"error_code": "failed", "error": f"{stage}: {traceback.format_exc()}"}
 
 
@@ -102,7 +139,12 @@ def loaded_backend(folder: str, stage: str, settings_json: str):
     section = getattr(PrepareSettings(), stage)
     settings = type(section)(**json.loads(settings_json))
     settings.device = settings.device or device_of_this_worker()
-    backend = load_backend(stage, settings)
+    try:
+        backend = load_backend(stage, settings)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the backend of the stage {stage} cannot be made: {' '.join(str(error).split())}") from error
     record_revision(folder, stage, backend)
     return backend
 
@@ -111,9 +153,7 @@ def device_of_this_worker() -> str | None:
     """Workers on one machine with several GPUs take them in turn."""
     if torch.cuda.device_count() < 2:
         return None
-    import multiprocess
-
-    number = (multiprocess.current_process()._identity or (1,))[0] - 1
+    number = (multiprocessing.current_process()._identity or (1,))[0] - 1
     return f"cuda:{number % torch.cuda.device_count()}"
 
 
@@ -128,6 +168,27 @@ def record_revision(folder: str, stage: str, backend) -> None:
         os.replace(temporary, path)
 
 
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's, but for its pool, which would wait for ever for a worker that was killed."""
+
+    def run(self):
+        if self.workers == 1:
+            return super().run()
+        stage = self.pipeline[0].name
+        with ProcessPoolExecutor(self.workers, multiprocessing.get_context("forkserver")) as pool:
+            tasks = [pool.submit(self._run_for_rank, rank, 1) for rank in self.get_incomplete_ranks()]
+            try:
+                for task in tqdm(as_completed(tasks), stage, len(tasks), unit=" shards", leave=False):
+                    task.result()
+            except BrokenProcessPool as error:
+                raise ModelError(
+                    f"a worker of the stage {stage} was killed, perhaps since the memory was full: run the same again, with "
+                    "fewer --workers."
+                ) from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
 def make_executor(
     kind: str, arguments: dict, step: PipelineStep, tasks: int, logging_dir: str, workers: int | None, depends
 ):
@@ -138,7 +199,7 @@ def make_executor(
     """
     shared = {"pipeline": [step], "tasks": tasks, "logging_dir": logging_dir}
     if kind == "local":
-        return LocalPipelineExecutor(**shared, workers=min(workers or 1, tasks))
+        return LocalExecutor(**shared, workers=min(workers or 1, tasks))
     shared["workers"] = min(workers or tasks, tasks)
     if kind == "slurm":
         from datatrove.executor import SlurmPipelineExecutor as executor_class

@@ -56,6 +56,8 @@ def judge(clip: dict[str, Any], filters: FilterSettings) -> Verdict:
         ValueError: the filters contradict themselves, or an object has not been measured.
     """
     check_filters(filters)
+    if clip.get("error") is not None:
+        return Verdict(clip["error_code"], [])
     regions = clip.get("regions") or []
     codes = [(faults(region, filters) or [KEPT])[0] for region in regions]
     names_left = [region["name"] for region, code in zip(regions, codes) if code == KEPT]
@@ -63,8 +65,6 @@ def judge(clip: dict[str, Any], filters: FilterSettings) -> Verdict:
 
 
 def _judge_clip(clip: dict[str, Any], names_left: list[str | None], filters: FilterSettings) -> str:
-    if clip.get("error") is not None:
-        return clip["error_code"]
     if not clip.get("regions"):
         return "no_objects"
     # Some data sets do not name their objects; those are not taken to be of one type.

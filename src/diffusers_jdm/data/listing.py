@@ -14,28 +14,53 @@ from .stages import clips_of
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 
-def find_videos(videos: str | os.PathLike) -> Iterator[dict[str, Any]]:
+def find_videos(videos: str | os.PathLike, leave_out: str | os.PathLike | None = None) -> Iterator[dict[str, Any]]:
     """A row for each video below the folder, in the order of the paths; a clip's id is its path without the suffix.
+
+    Links are followed, each folder once. A file that cannot be looked at is listed all the same, to be unreadable later.
+
+    Args:
+        leave_out: a folder that is not looked into: the one that the training set goes to.
 
     Raises:
         ValueError: there is no such folder or no video in it, or two that differ in the suffix only.
     """
-    videos, ids = Path(videos), {}
+    videos, suffixes = Path(videos), {}
     if not videos.is_dir():
         raise ValueError(f"{videos} is no folder; VIDEOS must be one that holds videos ({' '.join(SUFFIXES)}).")
+    seen = {os.path.realpath(leave_out)} if leave_out is not None else set()
     for folder, folders, names in os.walk(videos, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
         folders.sort()
         for name in sorted(names):
             path = Path(folder, name)
             if path.suffix.lower() not in SUFFIXES:
                 continue
             clip_id = path.relative_to(videos).with_suffix("").as_posix()
-            if clip_id in ids:
-                raise ValueError(f"{path} and {ids[clip_id]} would both be the clip {clip_id!r}: rename one of them.")
-            ids[clip_id] = path
-            yield {"id": clip_id, "video": str(path.absolute()), "bytes": path.stat().st_size}
-    if not ids:
+            clip_id = os.fsencode(clip_id).decode("utf-8", "backslashreplace")  # a name may be of another encoding
+            if clip_id in suffixes:
+                raise ValueError(
+                    f"{path} and the one with {suffixes[clip_id]} would both be the clip {clip_id!r}: rename one of them."
+                )
+            suffixes[clip_id] = path.suffix
+            yield {"id": clip_id, "video": _printable(path.absolute()), "bytes": _size(path)}
+    if not suffixes:
         raise ValueError(f"{videos} holds no videos ({' '.join(SUFFIXES)}).")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _printable(path: Path) -> str:
+    """As UTF-8, in which parquet has its strings; a path that is not will not be found again, and is then unreadable."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def find_imported(importer: str, folder: str | os.PathLike) -> Iterator[dict[str, Any]]:
@@ -47,25 +72,34 @@ def find_imported(importer: str, folder: str | os.PathLike) -> Iterator[dict[str
 def list_clips(folder: str | os.PathLike, clips: Iterable[dict[str, Any]], shard_size: int) -> int:
     """Adds the clips that are not listed yet in shards of their own; returns the number of all shards.
 
+    A clip whose file was moved, id and size the same, is looked for in its new place from then on.
+
     Raises:
         ValueError: the file of a clip is not the one that was listed, so that what is known of it would be wrong.
     """
-    known, number = {}, count_shards(folder)
+    known, moved, number = {}, {}, count_shards(folder)
     for shard in range(number):
-        known |= {row["id"]: row["bytes"] for row in read_shard(folder, "listing", shard)}
-    new = (clip for clip in tqdm(clips, desc="listing", unit=" clips") if _is_new(clip, known))
+        known |= {row["id"]: (row["bytes"], row["video"]) for row in read_shard(folder, "listing", shard)}
+    new = (clip for clip in tqdm(clips, desc="listing", unit=" clips") if _is_new(clip, known, moved))
+    shards = number
     while rows := list(islice(new, shard_size)):
-        write_shard(folder, "listing", number, rows)
-        number += 1
-    return number
+        write_shard(folder, "listing", shards, rows)
+        shards += 1
+    for shard in range(number) if moved else ():
+        rows = read_shard(folder, "listing", shard)
+        write_shard(folder, "listing", shard, [row | {"video": moved.get(row["id"], row["video"])} for row in rows])
+    return shards
 
 
-def _is_new(clip: dict[str, Any], known: dict[str, int]) -> bool:
+def _is_new(clip: dict[str, Any], known: dict[str, tuple[int, str]], moved: dict[str, str]) -> bool:
     if clip["id"] not in known:
         return True
-    if clip["bytes"] != known[clip["id"]]:
+    size, video = known[clip["id"]]
+    if clip["bytes"] != size:
         raise ValueError(
-            f"{clip['video']} has changed since it was listed ({known[clip['id']]:,} bytes then, {clip['bytes']:,} now): "
+            f"{clip['video']} has changed since it was listed ({size:,} bytes then, {clip['bytes']:,} now): "
             "give the new video another name, or take another OUT."
         )
+    if clip["video"] != video and not os.path.exists(video):
+        moved[clip["id"]] = clip["video"]
     return False

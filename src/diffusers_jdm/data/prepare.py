@@ -10,31 +10,30 @@ import logging
 import os
 import re
 import shutil
-import threading
+import subprocess
 from collections.abc import Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
 from datatrove.pipeline.base import PipelineStep
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from .cmi_shards import run_cmi
-from .engine import ClipStage, loaded_backend, make_executor
+from .engine import ClipStage, loaded_backend, make_executor, needs
 from .filters import check_filters
 from .listing import find_imported, find_videos, list_clips
-from .settings import PrepareSettings
-from .shards import COLUMNS
+from .settings import PrepareSettings, check_settings
+from .shards import COLUMNS, SIGNALS, count_shards
 from .stages import settings_of
-from .write_dataset import write_dataset
+from .write_dataset import check_folder, write_dataset
 
 logger = logging.getLogger(__name__)
 
 CLIP_STAGES = tuple(stage for stage in COLUMNS if stage not in ("listing", "cmi"))
 STAGES = (*CLIP_STAGES, "cmi", "dataset")
 FILTERED = STAGES[STAGES.index("regional_captions") :]  # what these do depends on the filters
-SIGNALS = ("depth", "hed")  # which nothing else follows from
 
 
 class WholeStage(PipelineStep):
@@ -82,29 +81,37 @@ def prepare(
         ModelError: a stage's model cannot be loaded, or fails on every clip.
     """
     settings, folder = settings or PrepareSettings(), Path(out)
+    check_settings(settings)
     check_filters(settings.filters)
     check_stages([*(stages or ()), *([redo] if redo else ())])
     if folder.is_file():
         raise ValueError(f"{folder} is a file; OUT must be a folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    wanted = [stage for stage in STAGES if stage in (stages or STAGES) and is_on(stage, settings)]
     with lock(folder):
-        importer = settings.clips.importer
-        clips = find_imported(importer, videos) if importer else find_videos(videos)
-        num_shards = list_clips(folder, clips, settings.clips.shard_size)
-        if redo:
-            forget(folder, redo)
-        wanted = [stage for stage in STAGES if stage in (stages or STAGES) and is_on(stage, settings)]
         for stage in wanted:
-            check_same_settings(folder, stage, settings)
-        job = None
+            check_same_settings(folder, stage, settings, forgotten(redo))
+        importer = settings.clips.importer
+        clips = find_imported(importer, videos) if importer else find_videos(videos, leave_out=folder)
+        num_shards = list_clips(folder, clips, settings.clips.shard_size)
+        check_earlier_stages(folder, wanted, settings, num_shards)
+        jobs = []
         for stage in wanted:
             step, tasks = step_of(stage, str(folder), settings, num_shards, workers in (None, 1), copy_videos)
-            logs = log_folder(folder, stage, settings, num_shards)
-            job = make_executor(executor, executor_args or {}, step, tasks, str(logs), workers, job)
+            logs, before = log_folder(folder, stage, settings, num_shards), jobs[-1] if jobs else None
+            jobs.append(make_executor(executor, executor_args or {}, step, tasks, str(logs), workers, before))
+        for stage in reversed(
+            forgotten(redo)
+        ):  # the last first: a kill in between leaves nothing that stands on nothing
+            forget(folder, stage)
+        for stage, job in zip(wanted, jobs):
+            begin(folder, stage, settings, num_shards)
             if executor == "local":
-                run_here(job, stage)
+                loaded_backend.cache_clear()  # the model of the stage before, which would stay beside the new one
+                job.run()
         if executor != "local":
-            job.run()  # which starts those that it depends on first
+            launch(jobs)
 
 
 def check_stages(names: Sequence[str]) -> None:
@@ -134,53 +141,42 @@ def log_folder(folder: Path, stage: str, settings: PrepareSettings, num_shards: 
     if stage not in FILTERED:
         return logs
     depends = [vars(settings.filters), vars(settings.cmi), num_shards if stage not in CLIP_STAGES else None]
-    name = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
-    for other in logs.glob(
-        "*"
-    ):  # the stage's shards will be of these settings; so what was done of others is not any more
-        if other.name != name or stage == "dataset":  # which is quick, and videos may be gone since
-            shutil.rmtree(other)
-    return logs / name
+    return logs / hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
 
 
-def run_here(job, stage: str) -> None:
-    """A local job, with a bar over its tasks where several run at a time; a single one shows its clips itself."""
-    loaded_backend.cache_clear()  # the model of the stage before, which would stay beside the new one
-    if job.workers == 1:
-        job.run()
-        return
-    done = threading.Event()
-
-    def watch():
-        with tqdm(total=job.world_size, desc=stage, unit=" shards", leave=False) as bar:
-            while not done.wait(1):
-                bar.update(job.world_size - len(job.get_incomplete_ranks()) - bar.n)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        job.run()
-    finally:
-        done.set()
-        thread.join()
-
-
-def check_same_settings(folder: Path, stage: str, settings: PrepareSettings) -> None:
-    """Writes down a model stage's settings when it runs first; later ones must be the same.
-
-    Raises:
-        ValueError: they are not, so that old and new results would mix.
-    """
-    if stage not in CLIP_STAGES:
-        return
-    path, now = folder / "stages" / stage / "settings.json", settings_of(stage, settings)
-    if not path.exists():
+def begin(folder: Path, stage: str, settings: PrepareSettings, num_shards: int) -> None:
+    """Writes down the settings of a stage, and forgets that it was done with other filters: its shards will be of these."""
+    if stage in CLIP_STAGES:
+        path = folder / "stages" / stage / "settings.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(now, indent=2))
+        temporary.write_text(json.dumps(settings_of(stage, settings), indent=2))
         os.replace(temporary, path)
+    present = log_folder(folder, stage, settings, num_shards)
+    for logs in (folder / "logs" / stage).glob("*") if stage in FILTERED else ():
+        if logs != present or stage == "dataset":  # which is quick, and videos may be gone since
+            shutil.rmtree(logs)
+
+
+def launch(jobs: list) -> None:
+    """Starts jobs on a cluster, each after the one before. Raises ValueError if the scheduler does not take them."""
+    jobs = [job for job in jobs if job.get_incomplete_ranks()]  # one that is done breaks datatrove's chain
+    for before, job in pairwise(jobs):
+        job.depends = before
+    if jobs:
+        jobs[0].depends = None
+        try:
+            jobs[-1].run()  # which starts those that it depends on first
+        except (subprocess.CalledProcessError, FileNotFoundError, ImportError) as error:
+            raise ValueError(f"the jobs cannot be started: {error}") from error
+
+
+def check_same_settings(folder: Path, stage: str, settings: PrepareSettings, redone: Sequence[str]) -> None:
+    """Raises ValueError if a stage has run with other settings than it is to run now: old and new results would mix."""
+    path = folder / "stages" / stage / "settings.json"
+    if stage in redone or not path.exists() or not count_shards(folder, stage):
         return
-    then = json.loads(path.read_text())
+    now, then = settings_of(stage, settings), json.loads(path.read_text())
     changed = [f"{stage}.{key} was {then.get(key)!r}, now {now[key]!r}" for key in now if now[key] != then.get(key)]
     if changed:
         raise ValueError(
@@ -189,15 +185,33 @@ def check_same_settings(folder: Path, stage: str, settings: PrepareSettings) -> 
         )
 
 
+def check_earlier_stages(folder: Path, wanted: Sequence[str], settings: PrepareSettings, num_shards: int) -> None:
+    """Raises ValueError if a stage is wanted without one that it needs, and that is not done, or not with these filters."""
+    for stage in wanted:
+        for earlier in needs(stage):
+            tasks = {"listing": 0, "cmi": 1}.get(earlier, num_shards)
+            done = log_folder(folder, earlier, settings, num_shards) / "completions"
+            if earlier not in wanted and len(list(done.glob("*"))) < tasks:
+                raise ValueError(
+                    f"the stage {stage} needs {earlier}, which has not been done with these filters: name it in --stages, too."
+                )
+
+
+def forgotten(stage: str | None) -> list[str]:
+    """A stage that is to be done again, and what follows from it."""
+    if stage is None or stage in SIGNALS:
+        return [stage] if stage else []
+    return list(STAGES[STAGES.index(stage) :])
+
+
 def forget(folder: Path, stage: str) -> None:
-    """Removes what a stage and all that follow from it have found, and that they are done."""
-    for later in [stage] if stage in SIGNALS else STAGES[STAGES.index(stage) :]:
-        for path in (folder / "logs" / later, folder / "stages" / later):
-            if path.exists():
-                doomed = path.with_name(f"{path.name}.removed")
-                shutil.rmtree(doomed, ignore_errors=True)
-                path.rename(doomed)
-                shutil.rmtree(doomed)
+    """Removes what a stage has found, and first that it is done."""
+    for path in (folder / "logs" / stage, folder / "stages" / stage):
+        if path.exists():
+            doomed = path.with_name(f"{path.name}.removed")
+            shutil.rmtree(doomed, ignore_errors=True)
+            path.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 @contextmanager
@@ -218,9 +232,13 @@ def lock(folder: Path):
 
 def read_arguments(arguments: Sequence[str]) -> dict:
     """`KEY=VALUE` with values in YAML, as a dict. Raises ValueError."""
-    pairs = [argument.partition("=") for argument in arguments]
-    for key, equals, _ in pairs:
+    result = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if not key or not equals:
-            raise ValueError(f"--executor_args takes KEY=VALUE, got {key!r}")
-    # To YAML, 10:00:00 is a number of base 60.
-    return {key: value if re.fullmatch(r"[\d:-]+:\d+", value) else yaml.safe_load(value) for key, _, value in pairs}
+            raise ValueError(f"--executor_args takes KEY=VALUE, got {argument!r}")
+        try:  # to YAML, 10:00:00 is a number of base 60
+            result[key] = value if re.fullmatch(r"[\d:-]+:\d+", value) else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--executor_args {argument}: the value is no YAML") from error
+    return result

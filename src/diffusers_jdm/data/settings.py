@@ -9,6 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 
 @dataclass
 class ClipSettings:
@@ -146,8 +148,29 @@ def read_settings(path: str | os.PathLike | None = None, changes: Sequence[str] 
         name, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"--set takes SECTION.KEY=VALUE, got {change!r}")
-        _change(settings, name.strip(), yaml.safe_load(value))
+        try:
+            _change(settings, name.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"--set {change}: the value is no YAML; put it in quotes, for example '\"...\"'"
+            ) from error
     return settings
+
+
+def check_settings(settings: PrepareSettings) -> None:
+    """Raises ValueError, in one line, for values that make no sense. Those of the filters: `filters.check_filters`."""
+    for section in fields(settings):
+        for key, value in vars(getattr(settings, section.name)).items():
+            name = f"{section.name}.{key}"
+            counts = ("num_frames", "shard_size", "batch_size", "max_new_tokens", "detection_frames", "negatives")
+            if key in counts and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if key in ("fps", "temperature") and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+            if key == "dtype" and value not in DTYPES:
+                raise ValueError(f"{name} must be {', '.join(DTYPES)}, got {value!r}")
+    if settings.cmi.form not in ("paper", "infonce"):
+        raise ValueError(f"cmi.form must be paper or infonce, got {settings.cmi.form!r}")
 
 
 def _change(settings: PrepareSettings, name: str, value: Any) -> None:

@@ -5,7 +5,7 @@ along, and a stage that is done again replaces what is its own.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
 }
 """The stages in their order, with what each writes beside `id` and, for a clip that it cannot do, the error."""
 
+SIGNALS = ("depth", "hed")  # off by default; no other stage needs them
+
 ERROR = [("error_code", pa.string()), ("error", pa.string())]
 
 
@@ -78,26 +80,37 @@ def write_shard(folder: str | os.PathLike, stage: str, number: int, rows: Sequen
     """The file appears when it is whole."""
     path = shard_path(folder, stage, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".parquet.tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # a worker that a kill has left over may be at the same shard
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema_of(stage)), temporary, compression="zstd")
     os.replace(temporary, path)
 
 
-def read_shard(folder: str | os.PathLike, stage: str, number: int) -> list[dict[str, Any]]:
-    """Raises ValueError if it is not there or damaged."""
+def read_shard(
+    folder: str | os.PathLike, stage: str, number: int, leave_out: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Its rows, but for the columns and fields in `leave_out`: the masks ("rle") are by far the most of it.
+
+    Raises:
+        ValueError: it is not there or damaged.
+    """
     path = shard_path(folder, stage, number)
     try:
-        return pq.ParquetFile(path).read(use_threads=False).to_pylist()
+        file = pq.ParquetFile(path)
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+        wanted = [path for path in paths if not set(path.split(".")) & set(leave_out)]
+        return file.read(columns=wanted, use_threads=False).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} cannot be read ({str(error).splitlines()[0]}): do its stage again with --redo {stage}."
         ) from error
 
 
-def read_clips(folder: str | os.PathLike, number: int, stages: Iterable[str]) -> Iterator[dict[str, Any]]:
+def read_clips(
+    folder: str | os.PathLike, number: int, stages: Iterable[str], leave_out: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The clips of one shard, with the columns of these stages. Of errors the first stage's counts.
 
-    A stage that has no such shard, since it was left out, adds nothing: its columns are None.
+    A stage that has not run yet adds nothing: its columns are None. `leave_out` as for `read_shard`.
     """
     stages = list(stages)
     clips = read_shard(folder, "listing", number)
@@ -106,7 +119,7 @@ def read_clips(folder: str | os.PathLike, number: int, stages: Iterable[str]) ->
     for stage in stages:
         if stage == "listing" or not shard_path(folder, stage, number).exists():
             continue
-        rows = read_shard(folder, stage, number)
+        rows = read_shard(folder, stage, number, leave_out)
         if [row["id"] for row in rows] != [clip["id"] for clip in clips]:
             raise ValueError(
                 f"{shard_path(folder, stage, number)} does not hold the clips of the listing: do it again with --redo {stage}."

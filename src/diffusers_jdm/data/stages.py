@@ -167,7 +167,7 @@ def run_signal(stage: str):
     def run(clip, frames, model, settings, before):
         """The signal of the whole scene as a video; training crops it to the regions (A.3)."""
         if kept(clip, settings.filters) is None:
-            return {}
+            return {} if before is None else {stage: before[stage]}
         name = f"signals/{stage}/{clip['id']}.mp4"
         if not (before and before[stage]):
             signal = model()(clip, frames())["signal"]
@@ -190,6 +190,9 @@ def run_embeddings(clip, frames, model, settings, before):
     if missing:
         fields = model()(clip | {"regions": missing}, frames())
         frame = fields["frame_embedding"]
+        for vector in (frame, *fields["caption_embeddings"]):
+            if not np.isclose(np.linalg.norm(vector), 1, atol=1e-2):  # NaN, too
+                raise ValueError(f"an embedding has the length {np.linalg.norm(vector)}, not 1")
         known |= {region["caption"]: row for region, row in zip(missing, fields["caption_embeddings"], strict=True)}
     return {
         "frame_embedding": frame,

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .engine import check_inputs
 from .filters import KEPT, judge
 from .manifest import SCHEMA, write_manifest
 from .report import write_report
@@ -52,48 +55,72 @@ VERDICTS = pa.schema(
 )
 
 
+VERDICTS_TOGETHER = 1000  # a row group
+
+
 def all_clips(folder: str | os.PathLike, settings: PrepareSettings) -> Iterator[dict[str, Any]]:
-    """Every listed clip, with all that is known of it, its captions in its regions."""
+    """Every listed clip, with all that is known of it, its captions in its regions, its video where it is now."""
     for number in range(count_shards(folder)):
-        for clip in read_clips(folder, number, [stage for stage in COLUMNS if stage not in ("boxes", "embeddings")]):
+        for clip in read_clips(folder, number, COLUMNS, leave_out=("boxes", "frame_embedding", "caption_embeddings")):
             clip = with_captions(clip)
+            copy = Path(folder, "videos", f"{clip['id']}{Path(clip['video']).suffix}").absolute()
+            if not os.path.exists(clip["video"]) and copy.exists():
+                clip["video"] = str(copy)
             if clip["error_code"] is None and not os.path.exists(clip["video"]):
                 clip |= {"error_code": "unreadable", "error": f"{clip['video']} is missing"}
             yield clip
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ValueError if the folder holds parquet files that are not ours: training would read them, too."""
+    for path in folder.glob("*.parquet"):
+        if not re.fullmatch(r"manifest-\d+-of-\d+\.parquet", path.name):
+            raise ValueError(f"{path} is no part of a training set: move it away, or take another OUT.")
+
+
 def write_dataset(folder: str | os.PathLike, settings: PrepareSettings, copy_videos: bool = False) -> dict[str, int]:
     """Writes the manifest, `videos/`, `verdicts/`, `prepare.json` and `report.html`; returns how many clips have which verdict.
 
-    What an earlier run wrote is replaced at the end, file by file.
+    What an earlier run wrote is replaced at the end, file by file, the manifest last.
     """
     folder = Path(folder)
+    check_folder(folder)
+    for number in range(count_shards(folder)):
+        check_inputs(folder, "dataset", number)
     partial = folder / ".dataset.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with pq.ParquetWriter(partial / "verdicts.parquet", VERDICTS, compression="zstd") as verdicts:
-
-        def rows():
-            for clip in all_clips(folder, settings):
-                verdict = judge(clip, settings.filters)
-                counts[verdict.clip] = counts.get(verdict.clip, 0) + 1
-                verdicts.write_table(pa.Table.from_pylist([verdict_row(clip, verdict)], schema=VERDICTS))
-                if verdict.clip == KEPT:
-                    yield manifest_row(clip, verdict, place_video(folder, clip, copy_videos))
-
-        write_manifest(partial / "manifest", rows(), schema=dataset_schema())
+        rows = judged(folder, settings, copy_videos, verdicts, counts)
+        write_manifest(partial / "manifest", rows, schema=dataset_schema())
     (partial / "prepare.json").write_text(json.dumps(provenance(folder, settings, counts), indent=2) + "\n")
     write_report(all_clips(folder, settings), settings.filters, folder / "report.html", frames_of)
-    for old in folder.glob("*.parquet"):
-        old.unlink()
     (folder / "verdicts").mkdir(exist_ok=True)
     os.replace(partial / "verdicts.parquet", folder / "verdicts" / "verdicts.parquet")
     os.replace(partial / "prepare.json", folder / "prepare.json")
-    for path in sorted((partial / "manifest").iterdir()):
+    new = sorted((partial / "manifest").iterdir())
+    for path in new:
         os.replace(path, folder / path.name)
+    for old in {*folder.glob("*.parquet")} - {folder / path.name for path in new}:
+        old.unlink()
     shutil.rmtree(partial)
-    return counts
+    return dict(counts)
+
+
+def judged(folder: Path, settings: PrepareSettings, copy_videos: bool, verdicts: pq.ParquetWriter, counts: Counter):
+    """The manifest's rows, of the kept clips; the verdicts on all are written and counted on the way."""
+    batch = []
+    for clip in all_clips(folder, settings):
+        verdict = judge(clip, settings.filters)
+        counts[verdict.clip] += 1
+        batch.append(verdict_row(clip, verdict))
+        if len(batch) == VERDICTS_TOGETHER:
+            verdicts.write_table(pa.Table.from_pylist(batch, schema=VERDICTS))
+            batch = []
+        if verdict.clip == KEPT:
+            yield manifest_row(clip, verdict, place_video(folder, clip, copy_videos))
+    verdicts.write_table(pa.Table.from_pylist(batch, schema=VERDICTS))
 
 
 def report(folder: str | os.PathLike, settings: PrepareSettings) -> Path:
@@ -112,10 +139,9 @@ def summary(folder: str | os.PathLike) -> str:
         return f"Done; {folder} is no training set yet, as stages are left."
     counts = json.loads(path.read_text())["clips"]
     dropped = ", ".join(f"{count} {code}" for code, count in sorted(counts.items()) if code != KEPT)
-    return (
-        f"{counts.get(KEPT, 0)} of {sum(counts.values())} clips kept{f' ({dropped})' if dropped else ''}. Training set: {folder}"
-        f" · report: {Path(folder) / 'report.html'}"
-    )
+    kept = f"{counts.get(KEPT, 0)} of {sum(counts.values())} clips kept{f' ({dropped})' if dropped else ''}"
+    where = f"Training set: {folder}" if counts.get(KEPT) else "There is no training set"
+    return f"{kept}. {where} · report: {Path(folder) / 'report.html'}"
 
 
 def frames_of(clip):
@@ -123,7 +149,9 @@ def frames_of(clip):
 
 
 def verdict_row(clip, verdict) -> dict[str, Any]:
-    regions = [region | {"verdict": code} for region, code in zip(clip["regions"] or [], verdict.regions)]
+    regions = [
+        region | {"verdict": code} for region, code in zip(clip["regions"] or [], verdict.regions)
+    ]  # none of a failed one
     return {"id": clip["id"], "verdict": verdict.clip, "error": clip["error"], "regions": regions}
 
 
@@ -137,27 +165,30 @@ def place_video(folder: Path, clip: dict[str, Any], copy: bool) -> str:
     """The clip's file as `videos/ID.SUFFIX`: a link to where it lies, or a copy."""
     source = Path(clip["video"])
     target = folder / "videos" / f"{clip['id']}{source.suffix}"
-    if source == target.absolute():
+    is_copy = target.is_file() and not target.is_symlink() and target.stat().st_size == source.stat().st_size
+    if is_copy:  # or an importer's own
         return target.relative_to(folder).as_posix()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     if copy:
-        if not (target.is_file() and not target.is_symlink() and target.stat().st_size == source.stat().st_size):
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
+        shutil.copyfile(source, temporary)
     else:
         temporary.symlink_to(source)
-        os.replace(temporary, target)
+    os.replace(temporary, target)
     return target.relative_to(folder).as_posix()
 
 
 def provenance(folder: Path, settings: PrepareSettings, counts: dict[str, int]) -> dict[str, Any]:
-    """How a data set was made: versions, all settings, the commits of Hub models, and how many clips got which verdict."""
+    """How a data set was made: versions, all settings, the commits of Hub models, and how many clips got which verdict.
+
+    The settings of a stage are those that it ran with.
+    """
     commits = {path.parent.name: path.read_text() for path in sorted((folder / "stages").glob("*/commit.txt"))}
+    ran_with = {path.parent.name: json.loads(path.read_text()) for path in (folder / "stages").glob("*/settings.json")}
     return {
         "versions": {name: version(name) for name in ("diffusers-jdm", "transformers", "torch", "datatrove")},
-        "settings": asdict(settings),
+        "settings": {name: section | ran_with.get(name, {}) for name, section in asdict(settings).items()},
         "commits": commits,
         "clips": counts,
     }
