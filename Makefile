@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-train shapes clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-train shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,9 @@ bench-gradient-checkpointing: setup
 
 shapes: setup  ## train the small checkpoints again, from nothing; hours on a CPU
 	examples/shapes/train.sh $(BIN)
+
+shapes-joint: setup  ## the joint CogVideoX alone, from the shipped base, to outputs/shapes/joint; an hour on a CPU
+	examples/shapes/train.sh $(BIN) joint
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache

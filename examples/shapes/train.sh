@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that made the checkpoints in this folder, from nothing. Each stage continues where it was stopped.
-#   examples/shapes/train.sh [bin folder of the environment]
+#   examples/shapes/train.sh [bin folder of the environment] [joint]
+# With "joint" only CogVideoX's joint model, from the shipped base: stages 4 to 6.
 set -euo pipefail
 bin=${1:-.venv/bin}
 launch=("$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2)
@@ -12,16 +13,24 @@ joint=(--loss_weight 0.5 --learning_rate 1e-3 --use_ema --ema_decay 0.998 --mixe
 
 # CogVideoX: base/ and joint/
 out=outputs/shapes
-"$bin/python" examples/shapes/train_vae.py --output_dir $out/vae
-"$bin/python" examples/shapes/train_text_encoder.py --output_dir $out
-"$bin/python" examples/shapes/train_base.py --model_dir $out --output_dir $out/base
+if [[ ${2:-} == joint ]]; then
+    base=examples/shapes/base
+else
+    base=$out/base/pipeline
+    "$bin/python" examples/shapes/train_vae.py --output_dir $out/vae
+    "$bin/python" examples/shapes/train_text_encoder.py --output_dir $out
+    "$bin/python" examples/shapes/train_base.py --model_dir $out --output_dir $out/base
+fi
 "$bin/python" examples/shapes/make_dataset.py --output_dir $out/dataset --num_clips 3000
-"${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $out/base/pipeline \
+"${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $base \
     --train_data_dir $out/dataset --output_dir $out/jdm_latents "${precompute[@]}"
-"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/base/pipeline \
+"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $base \
     --train_data_dir $out/jdm_latents --output_dir $out/joint "${joint[@]}" \
     --train_batch_size 48 --max_train_steps 2400 --lr_scheduler cosine --lr_warmup_steps 100 \
     --checkpointing_steps 300 --validation_steps 600
+if [[ ${2:-} == joint ]]; then
+    exit
+fi
 "$bin/python" examples/shapes/ship.py
 
 # ModelScope: joint_modelscope/, on the same clips
