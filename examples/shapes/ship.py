@@ -50,7 +50,7 @@ FAMILIES = {
     ),
 }
 
-TRAINING = """Trained on a CPU by the scripts in `examples/shapes/` of the diffusers-jdm repo (`train.sh`; logs in `logs/`), on
+TRAINING = """Trained on a CPU by the scripts in `examples/shapes/` of the diffusers-jdm repo (`train.sh`; what differed is in `README.md` there; logs in `logs/`), on
 clips of the small world: six colours, four shapes, five motions, one to three objects, {frames}
 frames of 48×48 pixels. The base saw full captions only; the joint model was fine-tuned from it with L_fine on random
 subsets of the objects and L_diff, mixed by w = 0.5 (Eq. 13). Two splits were held out: a third of the pairs of objects with
