@@ -6,7 +6,6 @@ of the kept clips, `videos/`, `verdicts/`, `prepare.json` and `report.html`.
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -28,8 +27,6 @@ from .settings import PrepareSettings, check_settings
 from .shards import COLUMNS, SIGNALS, count_shards
 from .stages import settings_of
 from .write_dataset import check_folder, write_dataset
-
-logger = logging.getLogger(__name__)
 
 CLIP_STAGES = tuple(stage for stage in COLUMNS if stage not in ("listing", "cmi"))
 STAGES = (*CLIP_STAGES, "cmi", "dataset")

@@ -165,7 +165,7 @@ def run_regional_captions(clip, frames, model, settings, before):
 
 def run_signal(stage: str):
     def run(clip, frames, model, settings, before):
-        """The signal of the whole scene as a video; training crops it to the regions (A.3)."""
+        """The signal of the whole scene as a video, to be cropped to the regions (A.3, `signals.crop_to_region`)."""
         if kept(clip, settings.filters) is None:
             return {} if before is None else {stage: before[stage]}
         name = f"signals/{stage}/{clip['id']}.mp4"
