@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-train shapes shapes-joint clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-train shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ bench-shapes-modelscope: setup
 
 bench-mask-guidance: setup
 	$(BIN)/python benchmarks/bench_mask_guidance.py
+
+bench-mask-decoder: setup  ## masks by the small decoder: time against the VAE's, IoU with its masks; some 20 minutes
+	$(BIN)/python benchmarks/bench_mask_decoder.py
 
 bench-resume: setup  ## kill -9 at 20 random moments, then the same weights, bit for bit?
 	$(BIN)/python benchmarks/bench_resume.py

@@ -2,9 +2,9 @@
 
     make bench-prepare
 
-The backends are those of tests/shapes_backends.py, which find the small world's objects by colour: all the rest is what
-runs in earnest: decoding, tracks, measures, RLE, filters, CMI, writing. `--davis` names a folder of the DAVIS importer for
-the size of real masks.
+In place of models stand backends that know the answer (truth_backends.py); all the rest is what runs in earnest: decoding,
+tracks, measures, RLE, filters, CMI, writing. For the kills they are those of tests/shapes_backends.py, which find the objects by
+colour. `--davis` names a folder of the DAVIS importer, for the size of real masks.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import truth_backends
 from report import print_table, write_report
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ MEMORY_EVERY = 0.2  # seconds between looks at the memory
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_clips", type=int, default=48, help="of the speed's measurement")
+    parser.add_argument("--num_clips", type=int, default=64, help="of the speed's measurement")
     parser.add_argument("--num_small_clips", type=int, default=1000, help="of the memory's")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kills_per_run", type=int, default=4, help="one after the other, before it may end")
@@ -47,22 +48,32 @@ def parse_args():
     return parser.parse_args()
 
 
-def write_clips(folder: Path, count: int, num_frames: int, height: int, width: int, different: int = 8) -> Path:
-    """`count` videos, of which `different` are files and the others links to them."""
+def write_clips(folder: Path, count: int, num_frames: int, height: int, width: int) -> Path:
+    """`count` videos, of which 8 are files, with the truth beside the folder, and the others links to them."""
     folder.mkdir(parents=True)
+    truth = truth_of(folder)
+    truth.mkdir()
     for number in range(count):
         path = folder / f"clip-{number:04d}.mp4"
-        if number < different:
-            write_video(path, sample_clip(5, number, "train", 2, num_frames, height, width).video, 8)
+        if number < truth_backends.DIFFERENT:
+            clip = sample_clip(5, number, "train", 2, num_frames, height, width)
+            write_video(path, clip.video, 8)
+            truth_backends.write_truth(truth, number, clip)
         else:
-            path.symlink_to(folder / f"clip-{number % different:04d}.mp4")
+            path.symlink_to(folder / f"clip-{number % truth_backends.DIFFERENT:04d}.mp4")
     return folder
 
 
-def start(videos: Path, out: Path, *flags: str) -> subprocess.Popen:
-    changes = [word for change in CHANGES for word in ("--set", change)]
-    command = [sys.executable, "-m", "diffusers_jdm.cli", "prepare", str(videos), str(out), *changes, *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+def truth_of(videos: Path) -> Path:
+    return videos.with_name(f"{videos.name}-truth")
+
+
+def start(videos: Path, out: Path, *flags: str, changes: list[str] = truth_backends.CHANGES) -> subprocess.Popen:
+    words = [word for change in changes for word in ("--set", change)]
+    command = [sys.executable, "-m", "diffusers_jdm.cli", "prepare", str(videos), str(out), *words, *flags]
+    paths = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | environment | {truth_backends.FOLDER: str(truth_of(videos))}
     return subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -81,10 +92,10 @@ def memory_of_group(group: int) -> float:
     return total / 1024
 
 
-def run(videos: Path, out: Path, *flags: str) -> tuple[float, list[float]]:
+def run(videos: Path, out: Path, *flags: str, **options) -> tuple[float, list[float]]:
     """Seconds of a whole run, and its memory every now and then."""
     started, memory = time.perf_counter(), []
-    process = start(videos, out, *flags)
+    process = start(videos, out, *flags, **options)
     while process.poll() is None:
         memory.append(memory_of_group(process.pid))
         time.sleep(MEMORY_EVERY)
@@ -114,7 +125,8 @@ def memory(args, scratch: Path) -> dict:
     peaks = {}
     for count in (args.num_small_clips // 10, args.num_small_clips):
         videos = write_clips(scratch / f"small-{count}", count, 9, 48, 48)
-        _, samples = run(videos, scratch / f"memory-{count}", "--set", "clips.shard_size=50")
+        flags = ["--set", "clips.shard_size=50", "--set", "clips.num_frames=9"]
+        _, samples = run(videos, scratch / f"memory-{count}", *flags)
         peaks[str(count)] = max(samples)
     return peaks
 
@@ -129,14 +141,14 @@ def kills(args, scratch: Path) -> dict:
     rng = random.Random(args.seed)
     videos = write_clips(scratch / "killed", 24, 9, 48, 48)
     flags = ["--set", "clips.shard_size=4"]  # one worker: several would spend most of the time starting
-    seconds, _ = run(videos, scratch / "whole", *flags)
+    seconds, _ = run(videos, scratch / "whole", *flags, changes=CHANGES)
     whole = rows_of(scratch / "whole")
     result = {"kills": 0, "lost": 0, "duplicated": 0, "different": 0}
     bar = tqdm(total=args.kills, desc="kills")
     while result["kills"] < args.kills:
         out = scratch / f"killed-{result['kills']}"
         for _ in range(args.kills_per_run):
-            process = start(videos, out, *flags)
+            process = start(videos, out, *flags, changes=CHANGES)
             time.sleep(rng.uniform(0, seconds))
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -145,7 +157,7 @@ def kills(args, scratch: Path) -> dict:
             process.wait()
             if result["kills"] == args.kills:
                 break
-        run(videos, out, *flags)
+        run(videos, out, *flags, changes=CHANGES)
         found = Counter(row["id"] for row in rows_of(out))
         result["lost"] += sum(row["id"] not in found for row in whole)
         result["duplicated"] += sum(count - 1 for count in found.values())

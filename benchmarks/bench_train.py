@@ -135,7 +135,7 @@ def build_transformer(args, copies: int = 1) -> CogVideoXTransformer3DModel:
 class TokenConcatBackbone(CogVideoXBackbone):
     """The mask's frames follow the video's through the base, which so sees twice the tokens; no channel is added."""
 
-    def predict(self, model, noisy, timesteps, prompt_embeds):
+    def predict(self, model, noisy, timesteps, prompt_embeds, roles=None):
         frames = torch.cat(noisy.chunk(2, dim=2), dim=1)  # [B, 2F, C, h, w]
         prediction = super().predict(model, frames, timesteps, prompt_embeds)
         return torch.cat(prediction.chunk(2, dim=1), dim=2)  # [B, F, 2C, h, w]

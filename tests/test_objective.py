@@ -6,9 +6,14 @@ from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 from small_data import joint_backbone, perturb
 
 from diffusers_jdm.objective import add_joint_noise, fine_probability, joint_loss, prediction_target, video_loss
+from diffusers_jdm.roles import CONDITION, GENERATE, IGNORE, ROLES
 from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
 from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.step import compute_losses, encode, to_device
+
+
+def roles(*names):
+    return torch.tensor([ROLES[name] for name in names])
 
 
 def denoiser(backbone):
@@ -33,17 +38,19 @@ def gradient(loss, model):
 @pytest.mark.parametrize("channel_dim", [1, 2])
 def test_loss_is_the_mean_over_the_channels_that_count(channel_dim):
     generator = torch.Generator().manual_seed(0)
-    shape = [4, 3, 3, 5, 5]
+    shape = [9, 3, 3, 5, 5]
     shape[channel_dim] = 8
     prediction, target = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-    is_fine = torch.tensor([True, False, True, False])
-    losses = joint_loss(prediction, target, is_fine, channel_dim)
-    for i in range(4):
+    names = ["joint", "video", "joint", "video", *ROLES]
+    losses = joint_loss(prediction, target, roles(*names), channel_dim)
+    for i, name in enumerate(names):
         whole = [prediction[i], target[i]]
         video, mask = ([x.narrow(channel_dim - 1, start, 4) for x in whole] for start in (0, 4))
         error = torch.nn.functional.mse_loss
         assert torch.allclose(losses["video"][i], error(*video)) and torch.allclose(losses["mask"][i], error(*mask))
-        assert torch.allclose(losses["per_sample"][i], error(*(whole if is_fine[i] else video)))
+        assert torch.allclose(
+            losses["per_sample"][i], error(*{"joint": whole, "video": video, "layout": video}.get(name, mask))
+        )
     assert torch.allclose(losses["loss"], losses["per_sample"].mean())
 
 
@@ -51,16 +58,17 @@ def test_weights_are_those_of_eq_13():
     generator = torch.Generator().manual_seed(0)
     prediction, target = (torch.randn(4, 1, 4, 3, 3, generator=generator) for _ in range(2))
     weight = torch.tensor([0.3, 0.7, 0.9, 0.1])  # of two samples, each in L_fine and in L_diff
-    losses = joint_loss(prediction, target, torch.tensor([True, False, True, False]), weight=weight)
+    losses = joint_loss(prediction, target, roles("joint", "video", "joint", "video"), weight=weight)
     fine, diff = losses["per_sample"][::2], losses["per_sample"][1::2]
     assert torch.allclose(losses["loss"], (0.3 * fine[0] + 0.7 * diff[0] + 0.9 * fine[1] + 0.1 * diff[1]) / 2)
 
 
-def test_no_gradient_reaches_the_mask_channels_of_l_diff():
-    prediction = torch.randn(2, 1, 4, 3, 3, requires_grad=True)
-    joint_loss(prediction, torch.zeros_like(prediction), torch.tensor([True, False]))["loss"].backward()
-    assert prediction.grad[0].abs().min() > 0 and prediction.grad[1, :, :2].abs().min() > 0
-    assert torch.equal(prediction.grad[1, :, 2:], torch.zeros(1, 2, 3, 3))
+def test_no_gradient_reaches_what_is_not_generated():
+    prediction = torch.randn(5, 1, 4, 3, 3, requires_grad=True)
+    joint_loss(prediction, torch.zeros_like(prediction), roles(*ROLES))["loss"].backward()
+    for grad, (video, mask) in zip(prediction.grad, ROLES.values()):
+        for part, role in ((grad[:, :2], video), (grad[:, 2:], mask)):
+            assert part.all() if role == GENERATE else not part.any()
 
 
 def test_l_diff_teaches_the_model_nothing_about_the_mask(backbone, latents):
@@ -92,7 +100,7 @@ def test_one_pass_has_the_mean_gradient_of_two_passes(backbone, videos):
 
     fine = read_batch(backbone, videos, Objective(weight=1.0, alpha=0.0), [0])
     diff = read_batch(backbone, videos, Objective(weight=0.0), [0])
-    assert fine["is_fine"].all() and not diff["is_fine"].any()
+    assert (fine["roles"][:, 1] == GENERATE).all() and (diff["roles"][:, 1] == IGNORE).all()
     drawn = [losses_of(backbone, model, batch)["per_sample"] for batch in (fine, diff)]
     mean_gradient = gradient((share * drawn[0] + (1 - share) * drawn[1]).mean(), model)
     scale = expected.abs().max().item()
@@ -131,10 +139,8 @@ def test_half_precision_predictions_are_scored_in_fp32(dtype):
     generator = torch.Generator().manual_seed(0)
     prediction = torch.randn(2, 3, 8, 16, 16, generator=generator).to(dtype)
     target = torch.randn(2, 3, 8, 16, 16, generator=generator).to(dtype)
-    is_fine = torch.tensor([True, False])
-    losses, exact = (
-        joint_loss(p, t, is_fine) for p, t in ((prediction, target), (prediction.float(), target.float()))
-    )
+    of = roles("joint", "video")
+    losses, exact = (joint_loss(p, t, of) for p, t in ((prediction, target), (prediction.float(), target.float())))
     assert all(torch.equal(losses[name], exact[name]) and losses[name].dtype == torch.float32 for name in exact)
     assert losses["video"][0] != (prediction - target)[0, :, :4].square().mean()  # what half precision would give
     assert torch.equal(video_loss(prediction, target)["loss"], video_loss(prediction.float(), target.float())["loss"])
@@ -167,11 +173,23 @@ def test_video_and_mask_have_one_timestep_and_noise_of_their_own(backbone, laten
 def test_the_null_mask_is_no_noise(channel_dim):
     latents, noise = torch.randn(2, 6, 6, 2, 2), torch.randn(2, 6, 6, 2, 2)
     scheduler, timesteps = CogVideoXDDIMScheduler(), torch.tensor([500, 500])
-    noisy = add_joint_noise(scheduler, latents, noise, timesteps, torch.tensor([True, False]), channel_dim)
+    noisy = add_joint_noise(scheduler, latents, noise, timesteps, roles("joint", "video"), channel_dim)
     video, mask = noisy.chunk(2, dim=channel_dim)
     everything = scheduler.add_noise(latents, noise, timesteps)
     assert torch.equal(noisy[0], everything[0]) and torch.equal(video, everything.chunk(2, dim=channel_dim)[0])
     assert torch.equal(mask[1], torch.zeros_like(mask[1]))
+
+
+@pytest.mark.parametrize("channel_dim", [1, 2])
+@pytest.mark.parametrize("name", ROLES)
+def test_what_is_given_stays_clean_and_what_is_left_out_is_zero(name, channel_dim):
+    latents, noise = torch.randn(2, 6, 6, 2, 2), torch.randn(2, 6, 6, 2, 2)
+    scheduler, timesteps = CogVideoXDDIMScheduler(), torch.tensor([500, 900])
+    noised = scheduler.add_noise(latents, noise, timesteps)
+    wanted = {GENERATE: noised, CONDITION: latents, IGNORE: torch.zeros_like(latents)}
+    parts = add_joint_noise(scheduler, latents, noise, timesteps, roles(name, name), channel_dim)
+    for number, (part, role) in enumerate(zip(parts.chunk(2, dim=channel_dim), ROLES[name])):
+        assert torch.equal(part, wanted[role].chunk(2, dim=channel_dim)[number])
 
 
 def test_targets_follow_the_prediction_type():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .export import export_overlay, overlay
     from .hub import export_repo, write_card
     from .inflation import inflate
+    from .models.mask_decoder_jdm import JDMMaskDecoder
     from .models.transformer_cogvideox_jdm import JDMTransformer3DModel
     from .models.unet_modelscope_jdm import JDMUNet3DConditionModel
     from .pipelines.pipeline_cogvideox_jdm import CogVideoXJDMPipeline
@@ -26,6 +27,7 @@ __version__ = version("diffusers-jdm")
 # Public name -> module. Imported on first use: the parents' modules cost seconds that a mere `import` need not pay.
 _CLASSES = {
     "CogVideoXJDMPipeline": "pipelines.pipeline_cogvideox_jdm",
+    "JDMMaskDecoder": "models.mask_decoder_jdm",
     "JDMTransformer3DModel": "models.transformer_cogvideox_jdm",
     "JDMUNet3DConditionModel": "models.unet_modelscope_jdm",
     "ModelScopeJDMPipeline": "pipelines.pipeline_modelscope_jdm",
@@ -42,6 +44,7 @@ _ALIAS = "diffusers.pipelines.diffusers_jdm"
 
 __all__ = [
     "CogVideoXJDMPipeline",
+    "JDMMaskDecoder",
     "JDMTransformer3DModel",
     "JDMUNet3DConditionModel",
     "ModelScopeJDMPipeline",

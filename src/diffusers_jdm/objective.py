@@ -2,26 +2,40 @@
 
 import torch
 
+from .roles import CONDITION, GENERATE
+
 
 def add_joint_noise(
     scheduler,
     latents: torch.Tensor,
     noise: torch.Tensor,
     timesteps: torch.LongTensor,
-    is_fine: torch.BoolTensor,
+    roles: torch.LongTensor,
     channel_dim: int = 2,
 ) -> torch.Tensor:
     """Eq. 10: independent noise for video and mask, one shared timestep; the null mask (zeros) in L_diff.
+
+    What is given as a condition stays clean: see `roles.py`.
 
     Args:
         scheduler: with `add_noise`, its tables on the latents' device.
         latents, noise (`torch.Tensor`): video and mask one after the other on `channel_dim`, 2C channels.
         timesteps (`torch.LongTensor` of shape `(batch_size,)`): one for both parts of a sample.
-        is_fine (`torch.BoolTensor` of shape `(batch_size,)`): False where the mask's input is to be the null mask.
+        roles (`torch.LongTensor` of shape `(batch_size, 2)`): of the video and of the mask.
         channel_dim (`int`, defaults to 2): 2 for CogVideoX, `(B, F, 2C, H, W)`; 1 for the 3D U-Net, `(B, 2C, F, H, W)`.
     """
-    noisy_video, noisy_mask = scheduler.add_noise(latents, noise, timesteps).chunk(2, dim=channel_dim)
-    return torch.cat([noisy_video, noisy_mask * is_fine[:, None, None, None, None]], dim=channel_dim)
+    parts = zip(
+        scheduler.add_noise(latents, noise, timesteps).chunk(2, dim=channel_dim),
+        latents.chunk(2, dim=channel_dim),
+        roles[:, :, None, None, None, None].unbind(1),
+    )
+    return torch.cat(
+        [
+            torch.where(role == GENERATE, noisy, torch.where(role == CONDITION, clean, 0))
+            for noisy, clean, role in parts
+        ],
+        dim=channel_dim,
+    )
 
 
 def prediction_target(
@@ -57,29 +71,30 @@ def video_loss(prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torc
 def joint_loss(
     prediction: torch.Tensor,
     target: torch.Tensor,
-    is_fine: torch.BoolTensor,
+    roles: torch.LongTensor,
     channel_dim: int = 2,
     weight: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Eq. 13, L = (1 - w′) L_diff + w′ L_fine, over a batch whose members each stand in one of the two branches.
 
-    A member of L_fine counts with all its channels, one of L_diff with its video channels only, since its mask is
-    the null mask (zeros). *One pass*: `is_fine` was drawn with probability w′, and all weigh the same. *Two passes*,
+    Only what is generated counts: of a member of L_fine all channels, of one of L_diff the video's, since its mask is
+    the null mask (zeros). *One pass*: the branch was drawn with probability w′, and all weigh the same. *Two passes*,
     the literal sum: each sample is in the batch twice, weighed w′ in L_fine and 1 - w′ in L_diff.
 
     Args:
         prediction, target (`torch.Tensor`): video and mask one after the other on `channel_dim`, 2C channels.
-        is_fine (`torch.BoolTensor` of shape `(batch_size,)`): True where the member belongs to L_fine.
+        roles (`torch.LongTensor` of shape `(batch_size, 2)`): of the video and of the mask; one of them is generated.
         channel_dim (`int`, defaults to 2): 2 for CogVideoX, `(B, F, 2C, H, W)`; 1 for the 3D U-Net, `(B, 2C, F, H, W)`.
         weight (`torch.Tensor` of shape `(batch_size,)`, *optional*): the weights of the two-pass form.
 
     Returns:
         `dict`, all fp32: `loss`, a scalar; and of shape `(batch_size,)` `per_sample`, `video` and `mask`, the errors of
-        each member, unweighted (`mask` has no meaning where `is_fine` is False, and no gradient comes from there).
+        each member, unweighted (without meaning where that part is not generated; no gradient comes from there).
     """
     error = (prediction.float() - target.float()).square()
     video, mask = (part.flatten(1).mean(1) for part in error.chunk(2, dim=channel_dim))
-    per_sample = torch.where(is_fine, (video + mask) / 2, video)
+    has_video, has_mask = (roles == GENERATE).unbind(1)
+    per_sample = torch.where(has_video, torch.where(has_mask, (video + mask) / 2, video), mask)
     loss = per_sample.mean() if weight is None else (weight * per_sample).sum() / weight.sum()
     return {"loss": loss, "per_sample": per_sample, "video": video, "mask": mask}
 

@@ -227,10 +227,11 @@ def test_diverged_mask_is_an_error_and_never_a_spoilt_video(trained):
 # What the parent's users rely on
 
 
-def test_arguments_are_the_parents_and_two_more():
+def test_arguments_are_the_parents_and_a_few_more():
     parent = inspect.signature(CogVideoXPipeline.__call__).parameters
     ours = inspect.signature(CogVideoXJDMPipeline.__call__).parameters
-    assert list(ours) == [*parent, "return_masks", "mask_guidance_scale"]
+    own = ["return_masks", "mask_guidance_scale", "masks", "objects", "inner_guidance_scale", "mask_decoder"]
+    assert list(ours) == [*parent, *own]
     assert {name for name in parent if ours[name].default != parent[name].default} == {"max_sequence_length"}
 
 

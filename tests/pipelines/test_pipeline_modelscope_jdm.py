@@ -235,15 +235,18 @@ def test_arguments_are_the_parents_and_some_more():
     parent = inspect.signature(TextToVideoSDPipeline.__call__).parameters
     ours = inspect.signature(ModelScopeJDMPipeline.__call__).parameters
     callbacks = ["callback_on_step_end", "callback_on_step_end_tensor_inputs"]
-    assert list(ours) == [*parent, *callbacks, "return_masks", "mask_guidance_scale"]
-    assert all(ours[name].default == parent[name].default for name in parent)
+    own = ["return_masks", "mask_guidance_scale", "masks", "objects", "inner_guidance_scale", "mask_decoder"]
+    assert list(ours) == [*parent, *callbacks, *own]
+    assert {name for name in parent if ours[name].default != parent[name].default} == {
+        "num_frames"
+    }  # 16, or the masks'
 
 
 def test_what_both_pipelines_repeat_is_the_same():
     """The marked copies: each file must load alone from a Hub repo, so neither imports the other."""
     source = Path(pipeline_modelscope_jdm.__file__).read_text()
     copies = [line.split(".")[-1] for line in source.splitlines() if line.startswith("# Copied from ")]
-    assert len(copies) == 7
+    assert len(copies) == 13
     for name in copies:
         original, copied = (getattr(m, name) for m in (pipeline_cogvideox_jdm, pipeline_modelscope_jdm))
         assert inspect.getsource(original) == inspect.getsource(copied)

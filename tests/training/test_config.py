@@ -36,7 +36,8 @@ NOT_NEGATIVE = [
     *("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "heldout_samples", "max_bad_samples"),
     *("max_bad_steps", "seed", "cmi_alpha"),
 ]
-SHARES = ["loss_weight", "proportion_empty_prompts"]
+ROLES = ["segment_probability", "layout_probability", "mask_only_probability"]
+SHARES = ["loss_weight", "proportion_empty_prompts", *ROLES]
 DECAYS = ["ema_decay", "adam_beta1", "adam_beta2"]
 
 
@@ -200,3 +201,16 @@ def test_switches():
         TrainConfig, "", ["--pretrained_model_name_or_path", "b", "--train_data_dir", "d", "--use_ema"]
     )
     assert made.use_ema and not made.use_lora
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_roles_belong_to_one_pass_of_the_joint_objective(name):
+    assert config(**{name: 0.5}).trains_roles and not config().trains_roles
+    for other in ({"exact_two_pass": True}, {"objective": "direct"}):
+        with pytest.raises(ValueError, match=rf"roles \(.*--{name}.*\) do not go with --"):
+            config(**{name: 0.5} | other)
+
+
+def test_roles_are_no_more_than_all_samples():
+    with pytest.raises(ValueError, match="must not be more than 1 together"):
+        config(segment_probability=0.6, layout_probability=0.6)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from diffusers_jdm.data.manifest import BadSampleError
 from diffusers_jdm.objective import fine_probability
+from diffusers_jdm.roles import GENERATE, ROLES
 from diffusers_jdm.training.dataset import Objective, PositionSampler, Region, RegionDataset, collate
 from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.region_sampling import non_empty_subsets
@@ -126,7 +127,7 @@ def test_the_branch_is_drawn_with_the_probability_of_eq_13():
     samples = read_all(Memory(), Objective(weight=0.8, alpha=1.0), 800)
     drawn = {}
     for sample in samples:
-        drawn.setdefault(sample["fine_probability"], []).append(sample["branches"][0]["is_fine"])
+        drawn.setdefault(sample["fine_probability"], []).append(sample["branches"][0]["role"] == "joint")
     expected = [fine_probability(0.8, cmi).item() for cmi in (0.7, 0.0)]
     assert sorted(drawn) == sorted(expected)
     for probability, is_fine in drawn.items():
@@ -137,7 +138,7 @@ def test_the_branch_is_drawn_with_the_probability_of_eq_13():
 def test_the_draw_of_the_branch_is_independent_of_noise_text_and_region():
     samples = read_all(Memory(cmi=0.0), Objective(weight=0.5, text_dropout=0.5), 800)
     columns = [
-        [sample["branches"][0]["is_fine"] for sample in samples],
+        [sample["branches"][0]["role"] == "joint" for sample in samples],
         [sample["branches"][0]["prompt"] == "" for sample in samples],
         [sample["u"] for sample in samples],
         [sample["noise_seed"] / 2**62 for sample in samples],
@@ -160,7 +161,7 @@ def test_text_dropout_leaves_the_target_as_it_is(source):
     for one, other in zip(never, always):
         (kept,), (dropped,) = one["branches"], other["branches"]
         assert kept["prompt"] != "" and dropped["prompt"] == ""
-        for name in ("video", "mask", "is_fine", "weight"):
+        for name in ("video", "mask", "role", "weight"):
             assert equal(kept[name], dropped[name])
         assert one["u"] == other["u"] and one["noise_seed"] == other["noise_seed"]
         if isinstance(source, LatentSource):
@@ -171,7 +172,7 @@ def test_text_dropout_leaves_the_target_as_it_is(source):
 def test_text_is_dropped_as_often_as_asked_for():
     samples = read_all(Memory(), Objective(weight=0.6, text_dropout=0.1), 800)
     for is_fine in (True, False):
-        prompts = [s["branches"][0]["prompt"] for s in samples if s["branches"][0]["is_fine"] == is_fine]
+        prompts = [s["branches"][0]["prompt"] for s in samples if (s["branches"][0]["role"] == "joint") == is_fine]
         assert np.mean([prompt == "" for prompt in prompts]) == pytest.approx(0.1, abs=0.025)
 
 
@@ -182,8 +183,8 @@ def test_l_fine_reads_a_region_and_l_diff_the_whole_clip(training_set):
         (branch,) = sample["branches"]
         index = int(sample["id"].split("-")[1])
         row = source.manifest[index]
-        seen.add((branch["is_fine"], len(row["regions"]) > 1))
-        if not branch["is_fine"]:
+        seen.add((branch["role"] == "joint", len(row["regions"]) > 1))
+        if branch["role"] == "video":
             assert branch["mask"] is None and branch["prompt"] == row["caption"]
             continue
         captions = [region["caption"] for region in row["regions"]]
@@ -199,13 +200,15 @@ def test_both_branches_of_a_sample(source):
     both = read_all(source, Objective(weight=0.9, text_dropout=0.2, exact_two_pass=True), 2)
     for one, two in zip(drawn, both):
         fine, diff = two["branches"]
-        assert fine["is_fine"] and not diff["is_fine"] and diff["mask"] is None and fine["mask"] is not None
+        assert (
+            fine["role"] == "joint" and diff["role"] == "video" and diff["mask"] is None and fine["mask"] is not None
+        )
         assert fine["weight"] == two["fine_probability"] == one["fine_probability"]
         assert fine["weight"] + diff["weight"] == 1 and 0 < fine["weight"] <= np.float32(0.9)
         assert torch.equal(fine["video"], diff["video"])
         # the branch that one pass draws is one of the two, with the same noise and timestep
         (branch,) = one["branches"]
-        assert equal(branch | {"weight": 0}, (fine if branch["is_fine"] else diff) | {"weight": 0})
+        assert equal(branch | {"weight": 0}, (fine if branch["role"] == "joint" else diff) | {"weight": 0})
         assert (one["u"], one["noise_seed"]) == (two["u"], two["noise_seed"])
     batch = collate(both[:3])
     assert torch.equal(batch["u"][::2], batch["u"][1::2]) and batch["noise_seed"][::2] == batch["noise_seed"][1::2]
@@ -219,7 +222,7 @@ def test_direct_fine_tuning_has_full_captions_and_no_masks(source):
     captions = {row["id"]: row["caption"] for row, _ in map(training_row, range(8))}
     for sample in samples:
         (branch,) = sample["branches"]
-        assert branch["mask"] is None and not branch["is_fine"] and branch["weight"] == 1
+        assert branch["mask"] is None and branch["role"] == "video" and branch["weight"] == 1
         assert branch["prompt"] == captions[sample["id"]]
     assert collate(samples)["mask"] is None
 
@@ -277,10 +280,44 @@ def test_null_masks_are_zeros_in_a_batch(cogvideox_latents, training_set):
     for source in (LatentSource(cogvideox_latents), VideoSource(training_set, 9, 16, 16)):
         samples = read_all(source, Objective(weight=0.5), 1)
         batch = collate(samples)
-        assert batch["is_fine"].any() and not batch["is_fine"].all()
-        for sample, mask, is_fine in zip(samples, batch["mask"], batch["is_fine"]):
+        fine = batch["roles"][:, 1] == GENERATE
+        assert fine.any() and not fine.all() and (batch["roles"][:, 0] == GENERATE).all()
+        for sample, mask, is_fine in zip(samples, batch["mask"], fine):
             (branch,) = sample["branches"]
             assert torch.equal(mask, branch["mask"] if is_fine else torch.zeros_like(mask))
         assert batch["mask"].dtype == samples[0]["branches"][0]["video"].dtype or batch["mask"].dtype == torch.bool
         assert torch.equal(batch["weight"], torch.ones(8))
         assert collate(read_all(source, Objective(weight=0.0), 1))["mask"] is None
+
+
+# Roles
+
+
+def test_roles_are_drawn_as_often_as_asked_for():
+    objective = Objective(weight=0.5, alpha=0.0, segment=0.3, layout=0.2, mask_only=0.1)
+    roles = Counter(sample["branches"][0]["role"] for sample in read_all(Memory(), objective, 800))
+    total = sum(roles.values())
+    expected = {"segment": 0.3, "layout": 0.2, "mask_only": 0.1, "joint": 0.2, "video": 0.2}
+    assert {name: count / total for name, count in roles.items()} == pytest.approx(expected, abs=0.03)
+
+
+def test_roles_leave_all_other_draws_as_they_are(source):
+    """So two runs, with and without roles, differ in the roles alone; and one without draws as it always did."""
+    plain, roles = (read_all(source, Objective(weight=0.5, segment=share, layout=share), 1) for share in (0.0, 0.3))
+    for one, other in zip(plain, roles):
+        assert (one["id"], one["u"], one["noise_seed"]) == (other["id"], other["u"], other["noise_seed"])
+        (a,), (b,) = one["branches"], other["branches"]
+        assert torch.equal(a["video"], b["video"])
+        if a["role"] == b["role"]:
+            assert equal(a, b)
+    assert {sample["branches"][0]["role"] for sample in plain} == {"joint", "video"}
+
+
+def test_a_condition_comes_with_the_mask_and_caption_of_a_region(source):
+    for name in ("segment", "layout", "mask_only"):
+        samples = read_all(source, Objective(text_dropout=0.0, **{name: 1.0}), 1)
+        fine = read_all(source, Objective(text_dropout=0.0, alpha=0.0), 1)
+        for sample, joint in zip(samples, fine):
+            (branch,), (other,) = sample["branches"], joint["branches"]
+            assert branch["role"] == name and equal(branch | {"role": "joint"}, other)
+        assert collate(samples)["roles"].tolist() == [list(ROLES[name])] * len(samples)

@@ -6,13 +6,18 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_jdm.objective import joint_loss, video_loss
+from diffusers_jdm.roles import ROLES
 from diffusers_jdm.training.metrics import Log, Window
 
 
 def batch_of(is_fine, weight=None, share=None):
-    is_fine = torch.tensor(is_fine)
-    weight = torch.ones(len(is_fine)) if weight is None else torch.tensor(weight)
-    return {"is_fine": is_fine, "weight": weight, "fine_probability": torch.tensor(share or [1.0] * len(is_fine))}
+    return batch_of_roles(["joint" if fine else "video" for fine in is_fine], weight, share)
+
+
+def batch_of_roles(names, weight=None, share=None):
+    weight = torch.ones(len(names)) if weight is None else torch.tensor(weight)
+    roles = torch.tensor([ROLES[name] for name in names])
+    return {"roles": roles, "weight": weight, "fine_probability": torch.tensor(share or [1.0] * len(names))}
 
 
 def losses_of(per_sample, video, mask):
@@ -40,6 +45,14 @@ def test_a_line_has_the_means_of_its_steps(accelerator, window):
     assert line["loss/mask"] == pytest.approx((4 + 6 + 7) / 3)
     assert line["mean_fine_probability"] == pytest.approx((0.5 + 0.9 + 0.7 + 0.1) / 4)
     assert "bad_steps" not in line and line["peak_memory_gib"] > 0.05
+
+
+def test_each_loss_is_that_of_the_samples_that_generate_its_part(accelerator, window):
+    nothing = 77.0
+    losses = losses_of([3.0, 5.0, 7.0, 9.0], [2.0, nothing, 7.0, nothing], [4.0, 5.0, nothing, 9.0])
+    window.add(losses, batch_of_roles(["joint", "segment", "layout", "mask_only"]), 0.1)
+    line = window.line(accelerator, joint=True)
+    assert (line["loss"], line["loss/video"], line["loss/mask"]) == pytest.approx((6, (2 + 7) / 2, (4 + 5 + 9) / 3))
 
 
 def test_after_a_line_a_new_window_begins(accelerator, window):
@@ -87,7 +100,7 @@ def test_direct_fine_tuning_has_no_mask(accelerator, window):
 
 def test_joint_loss_s_output_goes_in(accelerator, window):
     prediction = torch.randn(2, 1, 4, 2, 2, requires_grad=True)
-    losses = joint_loss(prediction, torch.zeros_like(prediction), torch.tensor([True, False]))
+    losses = joint_loss(prediction, torch.zeros_like(prediction), torch.tensor([ROLES["joint"], ROLES["video"]]))
     window.add(losses, batch_of([True, False]), 0.0)
     assert not any(value.requires_grad for value in window.sums.values())
     assert window.line(accelerator, joint=True)["loss"] == pytest.approx(losses["loss"].item())

@@ -6,6 +6,7 @@ import torch
 from small_data import perturb
 
 from diffusers_jdm.objective import prediction_target
+from diffusers_jdm.roles import GENERATE
 from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
 from diffusers_jdm.training.step import attention_kernel, compute_losses, encode, sample_noise, to_device
 
@@ -22,12 +23,13 @@ def read_batch(source, objective, indices=range(8), epoch=0):
 
 def test_pixels_are_encoded_as_the_backbone_does(backbone, videos):
     batch = read_batch(videos, Objective(weight=0.5, text_dropout=0.3))
-    assert batch["is_fine"].any() and not batch["is_fine"].all()
+    fine = batch["roles"][:, 1] == GENERATE
+    assert fine.any() and not fine.all()
     encoded = encode(backbone, batch)
     for i in range(8):
         video = backbone.encode_pixels(batch["video"][i : i + 1].float() / 127.5 - 1)[0]
         mask = (batch["mask"][i : i + 1, ..., None].float() * 2 - 1).expand(-1, -1, -1, -1, 3)
-        mask = backbone.encode_pixels(mask)[0] if batch["is_fine"][i] else torch.zeros_like(video)
+        mask = backbone.encode_pixels(mask)[0] if fine[i] else torch.zeros_like(video)
         assert torch.equal(encoded["video"][i], video) and torch.equal(encoded["mask"][i], mask)
         embeds = backbone.encode_prompt([batch["prompt"][i]])[0]
         assert torch.allclose(encoded["prompt_embeds"][i], embeds, atol=1e-5)
@@ -110,7 +112,7 @@ def test_every_u_below_1_is_a_timestep(u, timestep, backbone, latents):
     batch = to_device(batch | {"u": torch.tensor([u], dtype=torch.float64)}, CPU)
     seen = []
 
-    def predict(model, noisy, timesteps, prompt_embeds):
+    def predict(model, noisy, timesteps, prompt_embeds, roles=None):
         seen.extend(timesteps.tolist())
         return noisy
 

@@ -93,7 +93,7 @@ def test_quantiles_rise_with_the_noise(accelerator, backbone, latents, monkeypat
     best where there is nothing but noise."""
     seen, masks = [], []
 
-    def predict(model, noisy, timesteps, prompt_embeds):
+    def predict(model, noisy, timesteps, prompt_embeds, roles=None):
         seen.extend(timesteps.tolist())
         masks.append(noisy.chunk(2, backbone.channel_dim)[1].any().item())
         return noisy

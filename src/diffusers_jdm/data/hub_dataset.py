@@ -20,6 +20,7 @@ from huggingface_hub import (
 
 from .check import check_dataset
 from .manifest import SCHEMA, Manifest, is_inside
+from .media import exists, tar_of
 
 MARK = "<!-- Written by diffusers-jdm, and anew with each push: take this line out to keep a text of your own. -->"
 FOOTAGE_COLUMNS = ("video", "depth", "hed")  # that name files
@@ -132,9 +133,10 @@ def _footage(manifest: Manifest) -> list[str]:
             for batch in file.iter_batches(columns=columns):
                 names.update(name for column in batch.columns for name in column.to_pylist() if name)
     for name in sorted(names):
-        if not is_inside(name) or not (manifest.folder / name).is_file():
+        if not is_inside(name) or not exists(manifest.folder / name):
             raise ValueError(f"nothing was uploaded, since {manifest.folder} holds no file {name!r}, which it names")
-    return sorted(names)
+    tars = {name: tar_of(manifest.folder / name) for name in names}
+    return sorted({name if tar is None else name.removesuffix(f"/{tar[1]}") for name, tar in tars.items()})
 
 
 def _write_card(

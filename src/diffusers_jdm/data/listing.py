@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
+from .manifest import is_inside
+from .media import exists, members, size_of
 from .shards import count_shards, read_shard, write_shard
 from .stages import clips_of
 
@@ -15,7 +17,9 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 
 def find_videos(videos: str | os.PathLike, leave_out: str | os.PathLike | None = None) -> Iterator[dict[str, Any]]:
-    """A row for each video below the folder, in the order of the paths; a clip's id is its path without the suffix.
+    """A row for each video below the folder, in the order of the paths; a clip's id is its path without suffixes.
+
+    A tar, as of WebDataset, counts as a folder.
 
     Links are followed, each folder once. A file that cannot be looked at is listed all the same, to be unreadable later.
 
@@ -37,23 +41,36 @@ def find_videos(videos: str | os.PathLike, leave_out: str | os.PathLike | None =
         folders.sort()
         for name in sorted(names):
             path = Path(folder, name)
-            if path.suffix.lower() not in SUFFIXES:
-                continue
-            clip_id = path.relative_to(videos).with_suffix("").as_posix()
-            clip_id = os.fsencode(clip_id).decode("utf-8", "backslashreplace")  # a name may be of another encoding
-            if clip_id in suffixes:
-                raise ValueError(
-                    f"{path} and the one with {suffixes[clip_id]} would both be the clip {clip_id!r}: rename one of them."
-                )
-            suffixes[clip_id] = path.suffix
-            yield {"id": clip_id, "video": _printable(path.absolute()), "bytes": _size(path)}
+            for clip_id, video in _in_file(path, path.relative_to(videos).with_suffix("").as_posix()):
+                clip_id = os.fsencode(clip_id).decode("utf-8", "backslashreplace")  # a name may be of another encoding
+                if clip_id in suffixes:
+                    raise ValueError(
+                        f"{video} and the one with {suffixes[clip_id]} would both be the clip {clip_id!r}: rename one of them."
+                    )
+                suffixes[clip_id] = video.suffix
+                yield {"id": clip_id, "video": _printable(video.absolute()), "bytes": _size(video)}
     if not suffixes:
-        raise ValueError(f"{videos} holds no videos ({' '.join(SUFFIXES)}).")
+        raise ValueError(f"{videos} holds no videos ({' '.join(SUFFIXES)}), nor a tar of them.")
+
+
+def _in_file(path: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """The ids and paths of the videos that a file is or, being a tar, holds; a tar that cannot be read is one itself."""
+    if path.suffix.lower() in SUFFIXES:
+        yield name, path
+    elif path.suffix == ".tar" and path.is_file():
+        try:
+            inside = sorted(members(path))
+        except OSError:
+            yield name, path
+            return
+        for member in map(PurePosixPath, inside):
+            if member.suffix.lower() in SUFFIXES and is_inside(str(member)):
+                yield f"{name}/{member.with_suffix('')}", path / member
 
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return size_of(path)
     except OSError:
         return -1
 
@@ -100,6 +117,6 @@ def _is_new(clip: dict[str, Any], known: dict[str, tuple[int, str]], moved: dict
             f"{clip['video']} has changed since it was listed ({size:,} bytes then, {clip['bytes']:,} now): "
             "give the new video another name, or take another OUT."
         )
-    if clip["video"] != video and not os.path.exists(video):
+    if clip["video"] != video and not exists(video):
         moved[clip["id"]] = clip["video"]
     return False

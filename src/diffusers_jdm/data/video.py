@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .manifest import BadSampleError
+from .media import opened, tar_of
 
 BT709, LIMITED_RANGE = 1, 1  # by FFmpeg's numbers
 
@@ -69,7 +71,7 @@ def probe(path: str | os.PathLike, every_frame: bool = False) -> dict[str, Any]:
     if size is None:
         raise BadSampleError(f"{path} has no frames")
     try:
-        with av.open(os.fspath(path)) as container:
+        with _source(path) as source, av.open(source) as container:
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             if not every_frame:
@@ -85,7 +87,7 @@ def _decode(path: str | os.PathLike) -> Iterator:
     """The frames of a video as PyAV has them, in the order in which they are shown. Raises BadSampleError."""
     av = _av()
     try:
-        with av.open(os.fspath(path)) as container:
+        with _source(path) as source, av.open(source) as container:
             if not container.streams.video:
                 raise BadSampleError(f"{path} has no video stream")
             stream = container.streams.video[0]
@@ -100,6 +102,11 @@ def _decode(path: str | os.PathLike) -> Iterator:
         raise BadSampleError(f"{path} is missing") from error
     except (av.FFmpegError, OSError) as error:
         raise BadSampleError(f"{path} cannot be decoded: {error}") from error
+
+
+def _source(path: str | os.PathLike):
+    """What FFmpeg reads: a path, or a file object, which goes through Python and is slower."""
+    return nullcontext(os.fspath(path)) if tar_of(path) is None else opened(path)
 
 
 def _pixels(path: str | os.PathLike, frame) -> np.ndarray:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from .engine import check_inputs
 from .filters import KEPT, judge
 from .manifest import SCHEMA, write_manifest
+from .media import exists, tar_of
 from .report import write_report
 from .settings import PrepareSettings
 from .shards import COLUMNS, count_shards, read_clips
@@ -63,10 +64,10 @@ def all_clips(folder: str | os.PathLike, settings: PrepareSettings) -> Iterator[
     for number in range(count_shards(folder)):
         for clip in read_clips(folder, number, COLUMNS, leave_out=("boxes", "frame_embedding", "caption_embeddings")):
             clip = with_captions(clip)
-            copy = Path(folder, "videos", f"{clip['id']}{Path(clip['video']).suffix}").absolute()
-            if not os.path.exists(clip["video"]) and copy.exists():
+            copy = Path(folder, place_of(clip)).absolute()
+            if not exists(clip["video"]) and exists(copy):
                 clip["video"] = str(copy)
-            if clip["error_code"] is None and not os.path.exists(clip["video"]):
+            if clip["error_code"] is None and not exists(clip["video"]):
                 clip |= {"error_code": "unreadable", "error": f"{clip['video']} is missing"}
             yield clip
 
@@ -162,12 +163,14 @@ def manifest_row(clip, verdict, video: str) -> dict[str, Any]:
 
 
 def place_video(folder: Path, clip: dict[str, Any], copy: bool) -> str:
-    """The clip's file as `videos/ID.SUFFIX`: a link to where it lies, or a copy."""
-    source = Path(clip["video"])
-    target = folder / "videos" / f"{clip['id']}{source.suffix}"
+    """The clip's file, or the tar that it is in, in `videos/`: a link to where it lies, or a copy. Returns the clip's path."""
+    place, inside = place_of(clip), tar_of(clip["video"])
+    source, target = Path(clip["video"]), folder / place
+    if inside is not None:
+        source, target = Path(inside[0]), Path(str(target).removesuffix(f"/{inside[1]}"))
     is_copy = target.is_file() and not target.is_symlink() and target.stat().st_size == source.stat().st_size
     if is_copy:  # or an importer's own
-        return target.relative_to(folder).as_posix()
+        return place
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.unlink(missing_ok=True)
@@ -176,7 +179,15 @@ def place_video(folder: Path, clip: dict[str, Any], copy: bool) -> str:
     else:
         temporary.symlink_to(source)
     os.replace(temporary, target)
-    return target.relative_to(folder).as_posix()
+    return place
+
+
+def place_of(clip: dict[str, Any]) -> str:
+    """Where a clip's video belongs, relative to the folder: `videos/ID.SUFFIX`, or `videos/TAR.tar/NAME.SUFFIX`."""
+    suffix, inside = Path(clip["video"]).suffix, tar_of(clip["video"])
+    if inside is None:
+        return f"videos/{clip['id']}{suffix}"
+    return f"videos/{clip['id'].removesuffix(inside[1].removesuffix(suffix)).removesuffix('/')}.tar/{inside[1]}"
 
 
 def provenance(folder: Path, settings: PrepareSettings, counts: dict[str, int]) -> dict[str, Any]:

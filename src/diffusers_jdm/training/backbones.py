@@ -8,6 +8,8 @@ from diffusers import CogVideoXDDIMScheduler, DDPMScheduler, DiffusionPipeline
 from diffusers_jdm.pipelines.pipeline_cogvideox_jdm import CogVideoXJDMPipeline
 from diffusers_jdm.pipelines.pipeline_modelscope_jdm import ModelScopeJDMPipeline
 
+from ..roles import has_roles, role_vector
+
 
 class Backbone(Protocol):
     """A pipeline, base or joint, as training uses it. The denoiser itself is passed in: it may be wrapped."""
@@ -28,8 +30,11 @@ class Backbone(Protocol):
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1], (B, F, H, W, 3), as scaled latents, fp32: the posterior's mode."""
 
-    def predict(self, model, noisy: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor):
-        """One call of the denoiser; the prediction has the shape of `noisy` (if joint)."""
+    def predict(self, model, noisy: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor, roles=None):
+        """One call of the denoiser; the prediction has the shape of `noisy` (if joint).
+
+        roles: (B, 2), of video and mask; a denoiser without a role embedding is not told.
+        """
 
 
 class CogVideoXBackbone:
@@ -68,11 +73,12 @@ class CogVideoXBackbone:
         scale = vae.config.scaling_factor
         return (latents.float() * scale).permute(0, 2, 1, 3, 4)  # [B, F, C, h, w]
 
-    def predict(self, model, noisy, timesteps, prompt_embeds):
+    def predict(self, model, noisy, timesteps, prompt_embeds, roles=None):
         return model(
             hidden_states=noisy,
             encoder_hidden_states=prompt_embeds,
             timestep=timesteps,
+            timestep_cond=role_condition(self.pipe.transformer, noisy, roles),
             image_rotary_emb=self.rotary_embeddings(noisy),
             return_dict=False,
         )[0]
@@ -117,8 +123,13 @@ class ModelScopeBackbone:
         latents = vae.encode(frames.to(vae.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
         return latents.unflatten(0, (len(pixels), -1)).permute(0, 2, 1, 3, 4)  # [B, C, F, h, w]
 
-    def predict(self, model, noisy, timesteps, prompt_embeds):
-        return model(noisy, timesteps, prompt_embeds, return_dict=False)[0]
+    def predict(self, model, noisy, timesteps, prompt_embeds, roles=None):
+        condition = role_condition(self.pipe.unet, noisy, roles)
+        return model(noisy, timesteps, prompt_embeds, timestep_cond=condition, return_dict=False)[0]
+
+
+def role_condition(denoiser, noisy: torch.Tensor, roles: torch.LongTensor | None) -> torch.Tensor | None:
+    return role_vector(roles).to(noisy.dtype) if roles is not None and has_roles(denoiser) else None
 
 
 def _check_divisible(height: int, width: int, factor: int) -> None:

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 LR_SCHEDULERS = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "onecycle"
 ]
+ROLE_FLAGS = ("segment_probability", "layout_probability", "mask_only_probability")
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial")  # after the warm-up, down to 0 at the last step
 
 
@@ -46,6 +47,11 @@ class TrainConfig:
     loss_weight: float = flag(1.0, "w of Eq. 13, the share of L_fine before CMI lowers it")
     cmi_alpha: float = flag(1.0, "alpha of w' = w exp(-alpha CMI)")
     exact_two_pass: bool = flag(False, "both branches of Eq. 13 for each sample, at twice the cost")
+    segment_probability: float = flag(
+        0.0, "of a sample whose video is given, and the mask generated; not in the paper"
+    )
+    layout_probability: float = flag(0.0, "of a sample whose mask is given, and the video generated; not in the paper")
+    mask_only_probability: float = flag(0.0, "of a sample of the mask alone, without a video; not in the paper")
     proportion_empty_prompts: float = flag(0.1, "text dropout, for classifier-free guidance (A.7)")
     use_lora: bool = flag(False, "train a LoRA and the inflated projections only")
     rank: int = flag(64, "of the LoRA; not in the paper")
@@ -115,7 +121,7 @@ class TrainConfig:
                 raise ValueError(f"--{name} must not be negative or infinite, got {getattr(self, name)}.")
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise ValueError(f"--guidance_scale must be a finite number, got {self.guidance_scale}.")
-        for name in ("loss_weight", "proportion_empty_prompts"):
+        for name in ("loss_weight", "proportion_empty_prompts", *ROLE_FLAGS):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}.")
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
@@ -126,6 +132,11 @@ class TrainConfig:
     def check_combinations(self):
         if self.objective == "direct" and self.exact_two_pass:
             raise ValueError("--exact_two_pass belongs to the objective 'jdm': leave it out with --objective direct.")
+        if self.trains_roles and (self.objective == "direct" or self.exact_two_pass):
+            other = "--objective direct" if self.objective == "direct" else "--exact_two_pass"
+            raise ValueError(f"roles ({', '.join(f'--{name}' for name in ROLE_FLAGS)}) do not go with {other}.")
+        if sum(getattr(self, name) for name in ROLE_FLAGS) > 1:
+            raise ValueError(f"{', '.join(f'--{name}' for name in ROLE_FLAGS)} must not be more than 1 together.")
         if self.lr_scheduler in FALLING and self.is_all_warmup:
             raise ValueError(
                 f"--lr_warmup_steps {self.lr_warmup_steps} is not below --max_train_steps {self.max_train_steps}."
@@ -167,6 +178,10 @@ class TrainConfig:
                 f"{num_processes} process(es) with --train_batch_size {self.train_batch_size} take at once."
             )
         return self.global_batch_size // at_once
+
+    @property
+    def trains_roles(self) -> bool:
+        return any(getattr(self, name) for name in ROLE_FLAGS)
 
     @property
     def is_all_warmup(self) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..data.manifest import BadSampleError
 from ..objective import fine_probability
+from ..roles import ROLES
 
 
 class Region(NamedTuple):
@@ -44,6 +45,7 @@ class Objective(NamedTuple):
     name: "jdm", or "direct" for plain fine-tuning on full captions without masks (the paper's ablation).
     weight, alpha: w and α of w′ = w · exp(-α · Ī). text_dropout: probability of an empty prompt.
     exact_two_pass: both branches of Eq. 13, weighed, in place of one that is drawn.
+    segment, layout, mask_only: probabilities of these roles (roles.py), in place of a draw by Eq. 13.
     """
 
     name: str = "jdm"
@@ -51,6 +53,17 @@ class Objective(NamedTuple):
     alpha: float = 1.0
     text_dropout: float = 0.1
     exact_two_pass: bool = False
+    segment: float = 0.0
+    layout: float = 0.0
+    mask_only: float = 0.0
+
+    def draw_role(self, rng: np.random.Generator) -> str | None:
+        """A role beside those of Eq. 13; None for Eq. 13."""
+        shares = {name: getattr(self, name) for name in ("segment", "layout", "mask_only")}
+        if not any(shares.values()):
+            return None  # and draws nothing: what was trained without roles can be trained again
+        names = [*shares, None]
+        return names[int(np.searchsorted(np.cumsum([*shares.values()]), rng.random(), side="right"))]
 
 
 class RegionDataset(Dataset):
@@ -89,11 +102,12 @@ class RegionDataset(Dataset):
             region = self.source.draw_region(index, rng)
             fine = fine_probability(self.objective.weight, region.mean_cmi, self.objective.alpha).item()
         is_drawn_fine, drop_text = bool(rng.random() < fine), bool(rng.random() < self.objective.text_dropout)
-        both = [(True, fine), (False, 1.0 - fine)]
-        branches = both if self.objective.exact_two_pass else [(is_drawn_fine, 1.0)]
+        drawn = self.objective.draw_role(rng) or ("joint" if is_drawn_fine else "video")
+        both = [("joint", fine), ("video", 1.0 - fine)]
+        branches = both if self.objective.exact_two_pass else [(drawn, 1.0)]
         sample["branches"] = [
-            self.source.read(index, region if is_fine else None, drop_text) | {"is_fine": is_fine, "weight": weight}
-            for is_fine, weight in branches
+            self.source.read(index, None if role == "video" else region, drop_text) | {"role": role, "weight": weight}
+            for role, weight in branches
         ]
         tensors = [
             value for branch in sample["branches"] for value in branch.values() if isinstance(value, torch.Tensor)
@@ -124,7 +138,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         else torch.stack([torch.zeros_like(some_mask) if mask is None else mask for mask in masks]),
         "prompt": [branch["prompt"] for branch in branches],
         "prompt_embeds": None if embeds[0] is None else torch.stack(embeds),
-        "is_fine": torch.tensor([branch["is_fine"] for branch in branches]),
+        "roles": torch.tensor([ROLES[branch["role"]] for branch in branches]),
         "weight": torch.tensor([branch["weight"] for branch in branches], dtype=torch.float32),
         "fine_probability": torch.tensor([sample["fine_probability"] for sample in samples]),
         "quarantined": [entry for sample in samples for entry in sample["quarantined"]],

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..data.media import opened
+
 
 def encoder_fingerprints(pipe: Any) -> dict[str, str]:
     """Of what makes latents and embeddings, by its name in `latents.json`; the tokenizer counts to the text encoder."""
@@ -47,7 +49,7 @@ def clip_key(row: dict[str, Any], video: str | os.PathLike, settings: dict[str, 
     for region in row["regions"]:
         for counts in region["rle"]:
             digest.update(b"%d:" % len(counts) + counts)
-    with open(video, "rb") as file:
+    with opened(video) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

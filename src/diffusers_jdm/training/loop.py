@@ -88,6 +88,9 @@ class Trainer:
             config.cmi_alpha,
             config.proportion_empty_prompts,
             config.exact_two_pass,
+            config.segment_probability,
+            config.layout_probability,
+            config.mask_only_probability,
         )
         self.dataset = RegionDataset(source, used, objective, config.seed)
         self.heldout = RegionDataset(source, held_out, objective, config.seed)

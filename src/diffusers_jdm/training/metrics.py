@@ -10,7 +10,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-SUMS = ("weight", "loss", "video", "fine", "mask", "samples", "fine_probability", "bad_steps", "overflow_steps")
+from ..roles import GENERATE
+
+SUMS = (
+    "weight",
+    "loss",
+    "video_weight",
+    "video",
+    "mask_weight",
+    "mask",
+    "samples",
+    "fine_probability",
+    "bad_steps",
+    "overflow_steps",
+)
 
 
 class Window:
@@ -30,17 +43,18 @@ class Window:
         """`losses` as `joint_loss` gives them; `data_wait` in seconds."""
         # A NaN would make the whole line NaN; what it did to its step is told by `bad_steps`.
         weight = batch["weight"] * torch.isfinite(losses["per_sample"])
-        fine = weight * batch["is_fine"]
+        video_weight, mask_weight = (weight[:, None] * (batch["roles"] == GENERATE)).unbind(1)
         parts = {name: value.detach().nan_to_num(0, 0, 0) for name, value in losses.items()}
         values = {
             "weight": weight.sum(),
             "loss": (weight * parts["per_sample"]).sum(),
-            "video": (weight * parts["video"]).sum(),
+            "video_weight": video_weight.sum(),
+            "video": (video_weight * parts["video"]).sum(),
             "samples": len(batch["fine_probability"]),
             "fine_probability": batch["fine_probability"].sum(),
         }
         if "mask" in losses:
-            values |= {"fine": fine.sum(), "mask": (fine * parts["mask"]).sum()}
+            values |= {"mask_weight": mask_weight.sum(), "mask": (mask_weight * parts["mask"]).sum()}
         for name, value in values.items():
             self.sums[name] += value
         self.timed_samples += len(batch["fine_probability"])
@@ -68,10 +82,10 @@ class Window:
         sums, samples = dict(zip(SUMS, total)), total[-1]
         line = {
             "loss": sums["loss"] / max(sums["weight"], 1e-8),
-            "loss/video": sums["video"] / max(sums["weight"], 1e-8),
+            "loss/video": sums["video"] / max(sums["video_weight"], 1e-8),
         }
         if joint:
-            line["loss/mask"] = sums["mask"] / sums["fine"] if sums["fine"] else None
+            line["loss/mask"] = sums["mask"] / sums["mask_weight"] if sums["mask_weight"] else None
             line["mean_fine_probability"] = sums["fine_probability"] / max(sums["samples"], 1e-8)
         line |= {
             "samples_per_second": samples / seconds,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from ..inflation import inflate
 from ..models.unet_modelscope_jdm import support_gradient_checkpointing
+from ..roles import add_roles, has_roles
 from .backbones import Backbone
 from .config import TrainConfig
 from .dataset import Source
@@ -114,6 +115,14 @@ def load_pipeline(config: TrainConfig, backbone_class: type[Backbone]) -> Diffus
     if config.objective == "jdm" and not isinstance(pipe, backbone_class.joint_pipeline):
         denoiser = getattr(pipe, backbone_class.component)
         pipe = backbone_class.joint_pipeline(**pipe.components | {backbone_class.component: inflate(denoiser)})
+    if config.trains_roles:
+        denoiser = getattr(pipe, backbone_class.component)
+        if config.use_lora and not has_roles(denoiser):
+            raise TrainingError(
+                "--use_lora cannot add the roles to a model that has none: train them without it first, or leave "
+                "--segment_probability, --layout_probability and --mask_only_probability out."
+            )
+        add_roles(denoiser)
     return pipe
 
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..objective import add_joint_noise, joint_loss, prediction_target, video_loss
+from ..roles import IGNORE
 from .backbones import Backbone
 
 SHORT = 2048  # positions of a sample's latents; 512 tokens of CogVideoX
@@ -25,7 +26,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def encode(backbone: Backbone, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with latents and embeddings; one of precomputed latents comes back as it is.
 
-    Pixels are `video` uint8 (B, F, H, W, 3) and `mask` bool (B, F, H, W). Only the masks of L_fine are encoded.
+    Pixels are `video` uint8 (B, F, H, W, 3) and `mask` bool (B, F, H, W). Masks that are left out are not encoded.
     """
     if batch["prompt_embeds"] is None:
         batch = batch | {"prompt_embeds": backbone.encode_prompt(batch["prompt"])}
@@ -35,7 +36,7 @@ def encode(backbone: Backbone, batch: dict[str, Any]) -> dict[str, Any]:
     mask = None
     if batch["mask"] is not None:
         mask = torch.zeros_like(video)
-        for i in batch["is_fine"].nonzero().flatten().tolist():
+        for i in (batch["roles"][:, 1] != IGNORE).nonzero().flatten().tolist():
             rgb = batch["mask"][i : i + 1, ..., None].float() * 2 - 1
             mask[i : i + 1] = backbone.encode_pixels(rgb.expand(-1, -1, -1, -1, 3))
     return batch | {"video": video, "mask": mask}
@@ -59,13 +60,13 @@ def compute_losses(
     steps = scheduler.config.num_train_timesteps
     timesteps = (batch["u"] * steps).long().clamp(max=steps - 1)  # in fp32 a `u` just below 1 is 1
     if objective == "jdm":
-        noisy = add_joint_noise(scheduler, latents, noise, timesteps, batch["is_fine"], dim)
+        noisy = add_joint_noise(scheduler, latents, noise, timesteps, batch["roles"], dim)
     else:
         noisy = scheduler.add_noise(latents, noise, timesteps)
-    prediction = backbone.predict(model, noisy, timesteps, batch["prompt_embeds"])
+    prediction = backbone.predict(model, noisy, timesteps, batch["prompt_embeds"], batch["roles"])
     target = prediction_target(scheduler, latents, noise, timesteps)
     if objective == "jdm":
-        return joint_loss(prediction, target, batch["is_fine"], dim, batch["weight"] if exact_two_pass else None)
+        return joint_loss(prediction, target, batch["roles"], dim, batch["weight"] if exact_two_pass else None)
     return video_loss(prediction, target)
 
 

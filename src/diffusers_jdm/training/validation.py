@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from ..data.manifest import BadSampleError
 from ..export import export_overlay
+from ..roles import ROLES
 from .backbones import Backbone
 from .config import TrainConfig
 from .dataset import Objective, RegionDataset, Source, collate
@@ -32,7 +33,8 @@ def heldout_loss(
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The loss on samples that are not trained on, at fixed timesteps with fixed noise, by quantile of the timestep.
 
-    Every sample stands in each quantile once (q1: the least noise), in L_fine, with its text.
+    Every sample stands in each quantile once (q1: the least noise), in L_fine, with its text; and once more in each role
+    that is trained beside, whose loss is that of the part that is generated.
 
     Args:
         trained_on: a sample of it takes an unreadable one's place: as many forward passes are needed, and do not count.
@@ -40,11 +42,13 @@ def heldout_loss(
     Returns:
         The line of the log, empty if none can be read; and this process's unreadable samples: (id, reason).
     """
-    certain = Objective(dataset.objective.name, weight=1.0, alpha=0.0, text_dropout=0.0)
+    certain, trained = Objective(dataset.objective.name, weight=1.0, alpha=0.0, text_dropout=0.0), dataset.objective
     dataset = RegionDataset(dataset.source, dataset.indices, certain, dataset.seed)
     unreadable = []
     count, rank = accelerator.num_processes, accelerator.process_index
     sums = torch.zeros(QUANTILES, 3, dtype=torch.float32, device=accelerator.device)  # video, mask, samples
+    others = [name for name in ("segment", "layout", "mask_only") if getattr(trained, name)]
+    sums_of_others = torch.zeros(len(others), dtype=torch.float32, device=accelerator.device)
     with in_eval_mode(model):
         for round_number in range(math.ceil(len(dataset) / count)):
             number = round_number * count + rank
@@ -60,12 +64,18 @@ def heldout_loss(
                 losses = compute_losses(backbone, scheduler, model, batch | {"u": u}, certain.name)
                 mask = losses.get("mask", losses["video"] * 0)
                 sums[quantile] += counts * torch.stack([losses["video"].sum(), mask.sum(), torch.ones_like(mask[0])])
+                for i, name in enumerate(others):
+                    role = {"u": u, "roles": torch.tensor([ROLES[name]], device=accelerator.device)}
+                    losses = compute_losses(backbone, scheduler, model, batch | role, certain.name)
+                    sums_of_others[i] += counts * losses["loss"]
     video, mask, samples = accelerator.reduce(sums, reduction="sum").T.cpu()
+    of_others = accelerator.reduce(sums_of_others, reduction="sum").cpu()
     if not samples.any():
         return {}, unreadable
     joint = certain.name == "jdm"
     by_quantile = ((video + mask) / 2 if joint else video) / samples
     line = {f"heldout/loss_q{i + 1}": by_quantile[i].item() for i in range(QUANTILES)}
+    line |= {f"heldout/{name}": (total / samples.sum()).item() for name, total in zip(others, of_others)}
     line |= {"heldout/loss": by_quantile.mean().item(), "heldout/video": (video / samples).mean().item()}
     return line | ({"heldout/mask": (mask / samples).mean().item()} if joint else {}), unreadable
 

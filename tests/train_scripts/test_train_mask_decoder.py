@@ -1,0 +1,196 @@
+"""train_mask_decoder.py on tiny pipelines of both families, and on the shipped VAE, from which there is something to learn."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_data
+import torch
+from small_clips import clip_row, write_clips, write_rows
+
+from diffusers_jdm.data.manifest import BadSampleError
+from diffusers_jdm.models import JDMMaskDecoder
+from diffusers_jdm.pipelines.pipeline_cogvideox_jdm import masks_to_output
+from diffusers_jdm.training.errors import TrainingError
+from diffusers_jdm.training.videos import VideoSource
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("train_mask_decoder", ROOT / "train_scripts" / "train_mask_decoder.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+SMALL = [
+    *("--height", 16, "--width", 16, "--hidden_channels", 8, "--num_layers", 1, "--pool_size", 4),
+    *("--train_batch_size", 2, "--max_train_steps", 2, "--heldout_samples", 2, "--lr_warmup_steps", 0),
+]
+
+
+def arguments(joint, data, output_dir, *flags):
+    argv = ["--pretrained_model_name_or_path", joint, "--train_data_dir", data, "--output_dir", output_dir, *flags]
+    return script.parse_args([str(argument) for argument in argv])
+
+
+def train(joint, data, output_dir, *flags):
+    """Runs the script in this process; returns what it logs."""
+    script.main(arguments(joint, data, output_dir, *flags))
+    return small_data.read_log(output_dir)
+
+
+@pytest.fixture(scope="module")
+def joints(tmp_path_factory):
+    """A tiny joint pipeline of each family, saved. Shared: read only."""
+    folder = tmp_path_factory.mktemp("joint")
+    for family in small_data.NUM_FRAMES:
+        small_data.joint_backbone(family).pipe.save_pretrained(folder / family)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["cogvideox", "modelscope"])
+def test_what_comes_out_loads_and_fits_the_pipeline(family, joints, training_set, tmp_path, capsys):
+    frames = small_data.NUM_FRAMES[family]
+    log = train(joints / family, training_set, tmp_path, *SMALL, "--num_frames", frames)
+    assert [record["step"] for record in log] == [2]
+    assert f'held-out IoU with the VAE\'s masks: {{"step": 2, "loss": {log[0]["loss"]}' in capsys.readouterr().out
+    assert {"iou", "iou_micro", "iou_noisy"} <= log[0].keys()
+    assert {path.name for path in tmp_path.iterdir()} == {"mask_decoder", "log.jsonl", "training_state.pt"}
+
+    decoder = JDMMaskDecoder.from_pretrained(tmp_path / "mask_decoder")
+    backbone = small_data.joint_backbone(family)
+    pixels = torch.ones(1, frames, 16, 16, 3)
+    with torch.no_grad():
+        latents = backbone.encode_pixels(pixels)
+        slow = masks_to_output(backbone.pipe.decode_latents(latents), "pt")
+        fast = decoder.decode(latents.movedim(backbone.channel_dim, 1))
+    assert fast.shape == slow.shape == pixels.shape[:-1]
+
+
+def test_it_learns_the_shipped_vae(training_set, tmp_path):
+    flags = ["--num_frames", 9, "--height", 32, "--width", 32, "--disable_vae_tiling", "--heldout_samples", 2]
+    flags += ["--hidden_channels", 32, "--num_layers", 2, "--pool_size", 24, "--train_batch_size", 8]
+    flags += ["--max_train_steps", 80, "--validation_steps", 10, "--lr_warmup_steps", 5, "--learning_rate", 5e-3]
+    log = train(ROOT / "examples/shapes/joint", training_set, tmp_path, *flags)
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    assert log[-1]["iou"] > 0.8 > log[0]["iou"]
+
+
+def test_it_goes_on_after_a_stop(joints, training_set, tmp_path):
+    flags = [*SMALL, "--validation_steps", 1, "--resume_from_checkpoint", "latest"]
+    train(joints / "cogvideox", training_set, tmp_path, *flags)  # nothing there yet
+    log = train(joints / "cogvideox", training_set, tmp_path, *flags, "--max_train_steps", 4)
+    assert [record["step"] for record in log] == [1, 2, 3, 4]
+    with pytest.raises(SystemExit, match=r"^error: .*training_state.pt is damaged or of a decoder of another size"):
+        train(joints / "cogvideox", training_set, tmp_path, *flags, "--hidden_channels", 12)
+
+
+# The teacher and the masks
+
+
+def test_the_teacher_says_what_the_vae_makes_of_these_latents(training_set):
+    """Also of noisy ones: the mask that the VAE decodes from the very latents that the decoder gets."""
+    backbone = small_data.joint_backbone("cogvideox")
+    masks = [np.zeros((9, 16, 16), bool), np.ones((9, 16, 16), bool)]
+    args = arguments("a", "b", "c")
+    latents, soft = script.teach(backbone, masks, [0.0, 1.0], torch.Generator().manual_seed(0), args)
+    assert latents.shape == (2, 4, 3, 2, 2) and soft.shape == (2, 9, 16, 16)
+    clean, _ = script.teach(backbone, masks, [0.0, 0.0], torch.Generator().manual_seed(0), args)
+    assert torch.equal(latents[0], clean[0]) and not torch.allclose(latents[1], clean[1], atol=0.1)
+    with torch.no_grad():
+        decoded = backbone.pipe.decode_latents(latents.float().movedim(1, 2))
+    torch.testing.assert_close(soft.float(), masks_to_output(decoded, "pt"), rtol=0, atol=2e-3)  # fp16
+
+
+def test_drawn_masks_are_unions_of_objects_flipped_and_shifted(training_set):
+    source = VideoSource(training_set, 9, 32, 32)
+    row = source.row(0)
+    count = len(row["regions"])
+    areas = {tuple(sorted(m.any(0).sum((1, 2)))) for m in all_subsets(source.masks(row, tuple(range(count))))}
+    rng = np.random.default_rng(0)
+    drawn = [script.draw_mask(source, [0], rng) for _ in range(20)]
+    assert all(mask.dtype == bool and mask.shape == (9, 32, 32) for mask in drawn)
+    assert {tuple(sorted(mask.sum((1, 2)))) for mask in drawn} <= areas  # neither flip nor shift loses a pixel
+    assert len({mask.tobytes() for mask in drawn}) > 15
+
+
+def all_subsets(masks):
+    return [masks[list(subset)] for subset in small_data.non_empty_subsets(len(masks))]
+
+
+def test_clips_without_objects_are_passed_over(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rows = [clip_row(folder, number) for number in range(2)]
+    rows[0] |= {"regions": [], "cmi": []}
+    source = VideoSource(write_rows(folder, rows), 9, 16, 16)
+    with pytest.raises(BadSampleError, match="no objects"):
+        script.union_of_some(source, 0, np.random.default_rng(0))
+    assert script.draw_mask(source, [0, 1], np.random.default_rng(0)).any()
+    with pytest.raises(
+        TrainingError, match="100 clips were tried, and none gives a mask; the last: it has no objects"
+    ):
+        script.draw_mask(source, [0], np.random.default_rng(0))
+
+
+def test_agreement_of_masks():
+    class Echo:
+        device = "cpu"
+
+        def decode(self, latents):
+            return latents
+
+    one = torch.zeros(2, 1, 2, 2)
+    one[0, 0, 0] = 1
+    other = one.clone()
+    other[0, 0, 1, 0] = 1
+    assert script.agreement(Echo(), [(one, one)]) == {"iou": 1.0, "iou_micro": 1.0}  # an empty one among them
+    assert script.agreement(Echo(), [(one, other)]) == pytest.approx({"iou": (2 / 3 + 1) / 2, "iou_micro": 2 / 3})
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num_frames", 10), r"8N \+ 1 frames"),
+        (("--height", 20), "height must be a multiple of 16"),
+        (("--train_data_dir", "/nowhere"), "is not a folder"),
+        (("--heldout_samples", 8), "holds 8 clips, which leaves none to train on with --heldout_samples 8"),
+        (("--pretrained_model_name_or_path", "/nowhere"), "is no diffusers pipeline"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_line(joints, training_set, tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        train(joints / "cogvideox", training_set, tmp_path / "out", *SMALL, *flags)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_that_is_not_joint(cogvideox_base_folder, training_set, tmp_path):
+    with pytest.raises(SystemExit, match="is a CogVideoXPipeline, not a CogVideoXJDMPipeline or ModelScopeJDM"):
+        train(cogvideox_base_folder, training_set, tmp_path / "out", *SMALL)
+
+
+def test_a_vae_without_weights(joints, training_set, tmp_path):
+    joint = Path(shutil.copytree(joints / "cogvideox", tmp_path / "joint"))
+    for path in (joint / "vae").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"^error: --pretrained_model_name_or_path .*/joint cannot be loaded"):
+        train(joint, training_set, tmp_path / "out", *SMALL)
+
+
+def test_a_set_of_which_no_heldout_clip_has_objects(joints, tmp_path):
+    data = write_clips(tmp_path / "clips", 2)
+    rows = [clip_row(data, number) for number in range(2)]
+    rows[1] |= {"regions": [], "cmi": []}
+    write_rows(data, rows)
+    with pytest.raises(SystemExit, match=r"^error: none of the held-out clips gives a mask"):
+        train(joints / "cogvideox", data, tmp_path / "out", *SMALL, "--heldout_samples", 1)
+
+
+@pytest.mark.parametrize("flag", ["train_batch_size", "pool_size", "teach_every"])
+def test_numbers_below_one(flag, capsys):
+    with pytest.raises(SystemExit):
+        arguments("a", "b", "c", f"--{flag}", 0)
+    assert f"--{flag} must be at least 1, got 0" in capsys.readouterr().err

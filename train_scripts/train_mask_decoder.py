@@ -1,0 +1,315 @@
+"""Distil the mask decoder of a joint pipeline out of its VAE: then a mask costs no second pass through the VAE's decoder.
+
+    python train_scripts/train_mask_decoder.py --pretrained_model_name_or_path JOINT \
+        --train_data_dir DATA --output_dir OUT
+
+Of the data set (a folder with a manifest) only the masks are read. The VAE encodes random unions of them, and decodes them
+again; what it decodes is what OUT/mask_decoder learns to say. Run the same command with `--resume_from_checkpoint latest` to
+go on after a stop.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from diffusers import DiffusionPipeline
+from diffusers.optimization import get_scheduler
+from safetensors import SafetensorError
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from diffusers_jdm.data.hub_dataset import resolve
+from diffusers_jdm.data.manifest import BadSampleError
+from diffusers_jdm.masks import mask_to_rgb
+from diffusers_jdm.models import JDMMaskDecoder
+from diffusers_jdm.pipelines.pipeline_cogvideox_jdm import masks_to_output
+from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
+from diffusers_jdm.training.errors import TrainingError, exit_clearly, one_line
+from diffusers_jdm.training.preflight import as_training_error, default_size, read_base
+from diffusers_jdm.training.region_sampling import sample_subset
+from diffusers_jdm.training.setup import make_output_dir
+from diffusers_jdm.training.videos import VideoSource
+
+HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+BACKBONES = {cls.joint_pipeline.__name__: cls for cls in (CogVideoXBackbone, ModelScopeBackbone)}
+MAX_TRIES = 100  # clips without a usable mask, one after the other
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrained_model_name_or_path", required=True, help="a joint pipeline; its VAE is used")
+    parser.add_argument("--revision", default=None)
+    parser.add_argument("--variant", default=None)
+    parser.add_argument("--train_data_dir", required=True, help="folder of a manifest (*.parquet)")
+    parser.add_argument("--output_dir", required=True, help="gets mask_decoder/, log.jsonl and training_state.pt")
+    parser.add_argument("--num_frames", type=int, default=None, help="of a clip; by default those of the pipeline")
+    parser.add_argument("--height", type=int, default=None, help="in pixels; likewise")
+    parser.add_argument("--width", type=int, default=None, help="in pixels; likewise")
+    parser.add_argument("--hidden_channels", type=int, default=64, help="of the decoder")
+    parser.add_argument("--num_layers", type=int, default=4, help="of the decoder")
+    parser.add_argument("--max_train_steps", type=int, default=3000)
+    parser.add_argument("--train_batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--lr_warmup_steps", type=int, default=100)
+    parser.add_argument("--dice_weight", type=float, default=0.0, help="of a Dice loss beside the cross-entropy")
+    parser.add_argument("--noise_proportion", type=float, default=0.5, help="share of the masks with noisy latents")
+    parser.add_argument("--max_noise", type=float, default=0.3, help="its standard deviation is drawn up to here")
+    parser.add_argument("--pool_size", type=int, default=256, help="masks, decoded by the VAE, to draw batches from")
+    parser.add_argument("--teach_every", type=int, default=8, help="steps after which a batch of the pool is renewed")
+    parser.add_argument("--heldout_samples", type=int, default=32, help="clips that are for validation only")
+    parser.add_argument("--validation_steps", type=int, default=500)
+    parser.add_argument("--checkpointing_steps", type=int, default=500)
+    parser.add_argument("--resume_from_checkpoint", choices=("latest",), default=None)
+    parser.add_argument("--mixed_precision", choices=tuple(HALF), default="no", help="of the VAE")
+    parser.add_argument("--disable_vae_tiling", action="store_true", help="whole frames: small ones, much memory")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    positive = ("hidden_channels", "num_layers", "max_train_steps", "train_batch_size", "pool_size", "teach_every")
+    for name in (*positive, "heldout_samples", "validation_steps", "checkpointing_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("lr_warmup_steps", "dice_weight", "noise_proportion", "max_noise", "seed"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
+    return args
+
+
+# 1. The teacher
+
+
+def find_backbone(path, revision):
+    """The backbone class of a joint pipeline. Raises TrainingError if it is none."""
+    try:
+        name = DiffusionPipeline.load_config(path, revision=revision).get("_class_name")
+    except (OSError, ValueError):
+        return CogVideoXBackbone  # read_base says what is wrong
+    if name not in BACKBONES:
+        raise TrainingError(f"--pretrained_model_name_or_path {path} is a {name}, not a {' or '.join(BACKBONES)}.")
+    return BACKBONES[name]
+
+
+def load_backbone(args, backbone_class, base):
+    """The pipeline with nothing but its VAE, in fp32 on the CPU."""
+    path = args.pretrained_model_name_or_path
+    without = dict.fromkeys(("text_encoder", "tokenizer", backbone_class.component))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(path, revision=args.revision, variant=args.variant, **without)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
+    pipe.vae.requires_grad_(False).eval().float()
+    if not args.disable_vae_tiling:  # large frames, so large samples
+        pipe.vae.enable_slicing()
+        pipe.vae.enable_tiling()
+    if backbone_class is CogVideoXBackbone:
+        return CogVideoXBackbone(pipe, text_length=base.denoiser["max_text_seq_length"])
+    return backbone_class(pipe)
+
+
+@torch.no_grad()
+def teach(backbone, masks, noise, generator, args):
+    """What the VAE makes of masks, bool (F, H, W) each, the latents of the i-th with noise of standard deviation noise[i].
+
+    Returns:
+        Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
+    """
+    device, half = backbone.pipe.vae.device, HALF[args.mixed_precision]
+    pixels = torch.from_numpy(np.stack([mask_to_rgb(mask) for mask in masks])).to(device)
+    with torch.autocast(device.type, half, enabled=half is not None):
+        latents = backbone.encode_pixels(pixels)
+        sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
+        latents = latents + (sigma * torch.randn(latents.shape, generator=generator)).to(device)
+        soft = masks_to_output(backbone.pipe.decode_latents(latents), "pt")
+    if not (torch.isfinite(latents).all() and torch.isfinite(soft).all()):
+        raise TrainingError("the VAE gives NaN or inf for masks: try another --mixed_precision.")
+    return latents.movedim(backbone.channel_dim, 1).half().cpu(), soft.half().cpu()
+
+
+# 2. The masks
+
+
+def union_of_some(source, index, rng):
+    """The union of a random non-empty subset of a clip's objects: bool, (F, H, W). May raise BadSampleError."""
+    row = source.row(index)
+    if not row["regions"]:
+        raise BadSampleError("it has no objects")
+    return source.masks(row, sample_subset(rng, len(row["regions"]))).any(axis=0)
+
+
+def draw_mask(source, indices, rng):
+    """A mask of one of these clips, flipped and shifted at random: bool, (F, H, W)."""
+    for _ in range(MAX_TRIES):
+        try:
+            mask = union_of_some(source, indices[rng.integers(len(indices))], rng)
+        except BadSampleError as error:
+            reason = str(error)
+            continue
+        mask = np.flip(mask, [axis for axis in range(3) if rng.random() < 0.5])
+        # What leaves the frame comes in again on the other side: so objects touch the border, too.
+        shifts = [int(rng.integers(-(size // 4), size // 4 + 1)) for size in mask.shape[1:]]
+        return np.roll(mask, shifts, (1, 2))
+    raise TrainingError(f"{MAX_TRIES} clips were tried, and none gives a mask; the last: {reason}")
+
+
+def draw_batch(backbone, source, indices, rng, args):
+    """Latents and soft masks of a batch of drawn masks, as `teach` gives them; some of the latents are noisy."""
+    size = args.train_batch_size
+    masks = [draw_mask(source, indices, rng) for _ in range(size)]
+    noise = (rng.random(size) < args.noise_proportion) * rng.uniform(0, args.max_noise, size)
+    return teach(backbone, masks, noise, torch.Generator().manual_seed(int(rng.integers(2**31))), args)
+
+
+def heldout_batches(backbone, source, indices, args):
+    """Latents and soft masks of clips that training does not see: (clean, noisy), a list of batches each."""
+    rng, masks = np.random.default_rng([args.seed, 2]), []
+    for index in indices:
+        try:
+            masks.append(union_of_some(source, index, rng))
+        except BadSampleError as error:
+            print(f"{source.ids[index]} is passed over: {error}")
+    if not masks:
+        raise TrainingError("none of the held-out clips gives a mask; `diffusers-jdm dataset check` says why.")
+    batches = [masks[start : start + args.train_batch_size] for start in range(0, len(masks), args.train_batch_size)]
+    generator = torch.Generator().manual_seed(args.seed)
+    return [
+        [teach(backbone, batch, [sigma] * len(batch), generator, args) for batch in tqdm(batches, desc="held-out")]
+        for sigma in (0.0, args.max_noise / 2)
+    ]
+
+
+# 3. Training
+
+
+def mask_loss(logits, soft, dice_weight):
+    """Cross-entropy with the VAE's soft mask, and 1 - Dice of each sample. Both (B, F, H, W)."""
+    loss = F.binary_cross_entropy_with_logits(logits, soft)
+    if dice_weight:
+        probability = logits.sigmoid().flatten(1)
+        overlap = 2 * (probability * soft.flatten(1)).sum(1)
+        total = probability.sum(1) + soft.flatten(1).sum(1)
+        loss = loss + dice_weight * (1 - (overlap + 1) / (total + 1)).mean()
+    return loss
+
+
+@torch.no_grad()
+def agreement(decoder, batches):
+    """IoU of the decoder's masks with the VAE's, both from 0.5 on: mean of the clips', and over all pixels together."""
+    intersections, unions = [], []
+    for latents, soft in batches:
+        fast, slow = decoder.decode(latents.to(decoder.device)).cpu() >= 0.5, soft >= 0.5
+        intersections.append((fast & slow).flatten(1).sum(1))
+        unions.append((fast | slow).flatten(1).sum(1))
+    intersection, union = torch.cat(intersections).double(), torch.cat(unions).double()
+    macro = torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean()  # two empty masks agree fully
+    return {"iou": macro.item(), "iou_micro": (intersection.sum() / union.sum().clamp(min=1)).item()}
+
+
+def save_state(path, step, **parts):
+    """A checkpoint, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
+    temporary.replace(path)
+
+
+def load_state(path, **parts):
+    """Returns the step that is next."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise TrainingError(f"{path} is damaged or of a decoder of another size: {one_line(error)}") from error
+    return state["step"]
+
+
+def save_decoder(decoder, folder):
+    """Under another name first: a stopped run leaves no half decoder."""
+    temporary, target = folder / "mask_decoder.tmp", folder / "mask_decoder"
+    shutil.rmtree(temporary, ignore_errors=True)
+    decoder.save_pretrained(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def train(args, backbone, source, decoder):
+    folder, device = Path(args.output_dir), decoder.device
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.learning_rate, weight_decay=0.01)
+    lr_scheduler = get_scheduler("cosine", optimizer, args.lr_warmup_steps, args.max_train_steps)
+    parts = {"decoder": decoder, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+    state_file, first_step = folder / "training_state.pt", 0
+    if args.resume_from_checkpoint and state_file.exists():
+        first_step = load_state(state_file, **parts)
+
+    # The VAE is dear beside the decoder, so each of its masks is used several times.
+    training = range(len(source.ids) - args.heldout_samples)
+    heldout = heldout_batches(backbone, source, range(len(training), len(source.ids)), args)
+    rng = np.random.default_rng([args.seed, 0, first_step])
+    count = -(-args.pool_size // args.train_batch_size)
+    pool = [draw_batch(backbone, source, training, rng, args) for _ in tqdm(range(count), desc="masks")]
+    latents, soft = (torch.cat(tensors) for tensors in zip(*pool))
+    size, oldest = args.train_batch_size, 0
+
+    progress = tqdm(range(first_step, args.max_train_steps), initial=first_step, total=args.max_train_steps)
+    for step in progress:
+        rng = np.random.default_rng([args.seed, 1, step])
+        if step % args.teach_every == 0 and step > first_step:
+            rows = slice(oldest, oldest + size)
+            latents[rows], soft[rows] = draw_batch(backbone, source, training, rng, args)
+            oldest = (oldest + size) % len(latents)
+        chosen = torch.from_numpy(rng.choice(len(latents), size, replace=False))
+        logits = decoder(latents[chosen].to(device).float())
+        loss = mask_loss(logits, soft[chosen].to(device).float(), args.dice_weight)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        lr_scheduler.step()
+        optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.4f}")
+        done = step + 1
+        if done % args.validation_steps == 0 or done == args.max_train_steps:
+            clean, noisy = (agreement(decoder, batches) for batches in heldout)
+            record = {"step": done, "loss": loss.item(), **clean, "iou_noisy": noisy["iou"]}
+            tqdm.write(f"held-out IoU with the VAE's masks: {json.dumps(record)}")
+            with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
+            save_state(state_file, done, **parts)
+
+
+@exit_clearly
+def main(args):
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.num_processes > 1:
+        raise TrainingError("a mask decoder is trained by one process: start it with python alone.")
+
+    # 1. What can be wrong is found before a model is loaded.
+    backbone_class = find_backbone(args.pretrained_model_name_or_path, args.revision)
+    base = read_base(args.pretrained_model_name_or_path, backbone_class, args.revision)
+    given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
+    size = default_size(backbone_class, base) | {name: value for name, value in given.items() if value is not None}
+    as_training_error(backbone_class.check_size, **size, denoiser=base.denoiser, vae=base.vae)
+    source = as_training_error(VideoSource, as_training_error(resolve, args.train_data_dir), **size)
+    if len(source.ids) <= args.heldout_samples:
+        raise TrainingError(
+            f"{args.train_data_dir} holds {len(source.ids)} clips, which leaves none to train on with "
+            f"--heldout_samples {args.heldout_samples}."
+        )
+    make_output_dir(Path(args.output_dir))
+
+    # 2. The VAE teaches, the decoder learns.
+    backbone = load_backbone(args, backbone_class, base)
+    backbone.pipe.vae.to(state.device)
+    torch.manual_seed(args.seed)
+    sizes = {"hidden_channels": args.hidden_channels, "num_layers": args.num_layers}
+    decoder = JDMMaskDecoder.for_vae(backbone.pipe.vae, **sizes).to(state.device)
+    train(args, backbone, source, decoder)
+    save_decoder(decoder, Path(args.output_dir))
+    print(f"{args.output_dir}/mask_decoder: {sum(p.numel() for p in decoder.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main(parse_args())
