@@ -34,12 +34,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 from shapes_backends import CHANGES  # noqa: E402
 
 NUM_FRAMES, HEIGHT, WIDTH = 49, 240, 320  # of the clips whose speed is measured
+SHARDS = 8
 MEMORY_EVERY = 0.2  # seconds between looks at the memory
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_clips", type=int, default=64, help="of the speed's measurement")
+    parser.add_argument("--num_clips", type=int, default=256, help="of the speed's measurement")
     parser.add_argument("--num_small_clips", type=int, default=1000, help="of the memory's")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kills_per_run", type=int, default=4, help="one after the other, before it may end")
@@ -105,18 +106,15 @@ def run(videos: Path, out: Path, *flags: str, **options) -> tuple[float, list[fl
 
 
 def speed(args, scratch: Path) -> dict:
-    """Clips a second, whole runs less the run of one clip, which is start-up."""
-    sized = [
-        "--set", f"clips.num_frames={NUM_FRAMES}", "--set", f"clips.shard_size={args.num_clips // 4}"
-    ]  # fmt: skip
+    """Clips a second: whole runs, less a run of one clip a shard, which is start-up of as many processes."""
     videos = write_clips(scratch / "videos", args.num_clips, NUM_FRAMES, HEIGHT, WIDTH)
-    one = write_clips(scratch / "one", 1, NUM_FRAMES, HEIGHT, WIDTH)
+    few = write_clips(scratch / "few", SHARDS, NUM_FRAMES, HEIGHT, WIDTH)
     figures = {}
     for workers in (1, 2):
-        flags = [*sized, "--workers", str(workers)]
-        idle, _ = run(one, scratch / f"idle-{workers}", *flags)
-        seconds, _ = run(videos, scratch / f"speed-{workers}", *flags)
-        figures[str(workers)] = (args.num_clips - 1) / (seconds - idle)
+        flags = ["--set", f"clips.num_frames={NUM_FRAMES}", "--workers", str(workers), "--set"]
+        idle, _ = run(few, scratch / f"idle-{workers}", *flags, "clips.shard_size=1")
+        seconds, _ = run(videos, scratch / f"speed-{workers}", *flags, f"clips.shard_size={args.num_clips // SHARDS}")
+        figures[str(workers)] = (args.num_clips - SHARDS) / (seconds - idle)
     return figures
 
 

@@ -82,3 +82,16 @@ def test_nothing_heavy_is_imported_before_a_verb_runs():
         for alias in node.names
     }
     assert imports <= set(sys.stdlib_module_names) | {"collections.abc"}
+
+
+@pytest.mark.parametrize("package", ["datatrove", "scipy"])
+def test_a_missing_extra_is_one_line(package, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(("diffusers_jdm.data.", package))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "videos").mkdir()
+    assert cli.main(["prepare", str(tmp_path / "videos"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.count("\n") == 1 and 'pip install "diffusers-jdm[prepare]"' in error and not (tmp_path / "out").exists()
+    )

@@ -62,6 +62,7 @@ def test_it_is_kept_with_the_model(build, tmp_path):
     add_roles(model)  # a second time changes nothing
     assert torch.equal(model.time_embedding.cond_proj.weight, weight)
     model.save_pretrained(tmp_path)
+    assert has_roles(type(model).from_config(model.config))
     again = type(model).from_pretrained(tmp_path)
     assert has_roles(again) and torch.equal(again.time_embedding.cond_proj.weight, weight)
     inputs, roles = inputs_of(model), role_vector(torch.tensor([ROLES["segment"]] * 2))

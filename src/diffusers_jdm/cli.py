@@ -111,7 +111,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         executor_args=read_arguments(arguments.executor_args),
         copy_videos=arguments.copy_videos,
     )
-    if arguments.executor != "local":
+    if arguments.executor == "slurm":
         print("The jobs have been started.")
     elif arguments.stages and "dataset" not in arguments.stages.split(","):
         print(f"Done: {arguments.stages}.")

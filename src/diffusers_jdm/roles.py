@@ -44,3 +44,5 @@ def add_roles(denoiser: ModelMixin) -> None:
     )
     torch.nn.init.zeros_(embedding.cond_proj.weight)
     denoiser.register_to_config(time_cond_proj_dim=ROLE_CHANNELS)
+    defaults = denoiser.config.get("_use_default_values", [])  # `from_config` leaves these out
+    denoiser.register_to_config(_use_default_values=[name for name in defaults if name != "time_cond_proj_dim"])

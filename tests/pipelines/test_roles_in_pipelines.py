@@ -152,9 +152,12 @@ def test_all_forms_of_a_video_are_one(small, video, tmp_path):
     ):
         assert torch.allclose(small.segment(form), expected, atol=1e-6)
     write_video(tmp_path / "v.mp4", np.repeat(np.repeat(array, 2, 1), 2, 2), 8)
-    from_file = small.segment(tmp_path / "v.mp4")
+    from_file = small.segment(
+        tmp_path / "v.mp4", generator=seeded()
+    )  # its pixels are rounded, so its noise would differ
     assert from_file.shape == (1, small.frames, 32, 32)
-    assert torch.allclose(torch.nn.functional.avg_pool2d(from_file, 2), expected, atol=0.1)
+    expected = small.segment(bytes_, generator=seeded())
+    assert (torch.nn.functional.avg_pool2d(from_file, 2) - expected).abs().mean() < 0.02
 
 
 def test_masks_have_the_video_s_own_size_and_length(small, caplog):

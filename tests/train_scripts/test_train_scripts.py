@@ -53,6 +53,8 @@ CASES = {
     "modelscope, LoRA": ("modelscope", "videos", "--use_lora --rank 2 --gradient_accumulation_steps 2"),
     "modelscope, two passes": ("modelscope", "latents", "--exact_two_pass --cmi_alpha 2"),
     "modelscope, direct": ("modelscope", "latents", "--objective direct"),
+    "roles": ("cogvideox", "videos", "--segment_probability 0.4 --layout_probability 0.3"),
+    "modelscope, roles": ("modelscope", "latents", "--segment_probability 0.3 --mask_only_probability 0.3 --use_ema"),
 }
 
 
@@ -72,7 +74,8 @@ def test_a_run_in_bf16_with_gradient_checkpointing(case, run):
         if joint:
             assert 0.2 < line["mean_fine_probability"] <= 1
     for line in looks:
-        assert line.keys() == {"step", *HELD_OUT} | ({"heldout/mask"} if joint else set())
+        roles = {f"heldout/{name}" for name in ("segment", "layout", "mask_only") if f"--{name}_probability" in flags}
+        assert line.keys() == {"step", *HELD_OUT, *roles} | ({"heldout/mask"} if joint else set())
     assert all(math.isfinite(value) for line in log for value in line.values() if value is not None)
 
     # what it leaves
@@ -86,6 +89,10 @@ def test_a_run_in_bf16_with_gradient_checkpointing(case, run):
         output = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np")
         assert output.frames.shape == (1, small_data.NUM_FRAMES[family], 16, 16, 3)
         assert not joint or output.masks.shape == output.frames.shape[:-1]
+        if "--segment_probability" in flags:
+            own = {name: call[name] for name in ("max_sequence_length",) if name in call}
+            masks = pipe.segment(output.frames, "a red circle", 16, 16, 1, output_type="np", **own)
+            assert masks.shape == output.frames.shape[:-1]
         dtypes = {name: {p.dtype for p in pipe.components[name].parameters()} for name in (COMPONENT[family], "vae")}
         assert set.union(*dtypes.values()) == {torch.float32}  # autocast only: the weights are not rounded
         assert {p.dtype for p in pipe.text_encoder.parameters()} == {torch.float32}
@@ -183,3 +190,14 @@ def test_a_joint_pipeline_is_trained_on(family, run):
         for name, tensor in one.items()
         if name in ("proj_out.weight", "conv_out.weight")
     )
+
+
+def test_a_joint_checkpoint_learns_roles_later_and_a_lora_does_not(run):
+    """From the joint model of a first run: the embedding begins at zero there, too, and is all that is new."""
+    joint = run("cogvideox", "latents")
+    before = weights("cogvideox", joint)
+    after = weights("cogvideox", run("cogvideox", "latents", "--segment_probability", 0.5, base=joint))
+    assert set(after) - set(before) == {"time_embedding.cond_proj.weight"}
+    assert after["time_embedding.cond_proj.weight"].any()
+    with pytest.raises(SystemExit, match="--use_lora cannot add the roles to a model that has none"):
+        run("cogvideox", "latents", "--segment_probability", 0.5, "--use_lora", base=joint)
