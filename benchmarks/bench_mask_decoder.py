@@ -26,7 +26,6 @@ from diffusers_jdm import JDMMaskDecoder
 from diffusers_jdm.data.shapes import ShapeClip, phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import mask_iou
 from diffusers_jdm.masks import mask_to_rgb
-from diffusers_jdm.pipelines.pipeline_cogvideox_jdm import masks_to_output
 from diffusers_jdm.training.backbones import Backbone, CogVideoXBackbone, ModelScopeBackbone
 
 # CogVideoX-2B's, which diffusers' defaults are, too; written out here, as they decide the figures
@@ -102,7 +101,7 @@ def real_speed(args) -> dict:
     latents = torch.randn(1, REAL_VAE["latent_channels"], *args.latent_size)
 
     def slow():
-        return masks_to_output(vae.decode(latents / vae.config.scaling_factor).sample, "pt")
+        return (vae.decode(latents / vae.config.scaling_factor).sample.mean(dim=1) / 2 + 0.5).clamp(0, 1)
 
     figures = compare_speed(slow, lambda: decoder.decode(latents), args.repeats)
     return figures | {
@@ -122,16 +121,6 @@ def held_out_masks(clips: list[ShapeClip]) -> np.ndarray:
     return np.stack([clip.masks.any(0) if i % 2 == 0 else clip.masks[0] for i, clip in enumerate(clips)])
 
 
-def vae_masks(backbone: Backbone, latents: torch.Tensor) -> np.ndarray:
-    """Soft masks as the pipeline decodes them: (B, F, H, W)."""
-    return masks_to_output(backbone.pipe.decode_latents(latents), "np")
-
-
-def fast_masks(backbone: Backbone, decoder: JDMMaskDecoder, latents: torch.Tensor) -> np.ndarray:
-    """The same by the mask decoder."""
-    return decoder.decode(latents.movedim(backbone.channel_dim, 1)).numpy()
-
-
 def agreement(fast: np.ndarray, slow: np.ndarray) -> dict[str, float]:
     """IoU of binary masks: mean over clips, all pixels together, and the worst clip's; and how much soft ones differ."""
     one, two = fast >= 0.5, slow >= 0.5
@@ -149,14 +138,17 @@ def small_world(shipped: Shipped, decoder_folder: str | None, args) -> dict:
     """All figures of one shipped checkpoint."""
     pipe = DiffusionPipeline.from_pretrained(shipped.folder)
     pipe.set_progress_bar_config(disable=True)
-    backbone = shipped.backbone(pipe)
-    decoder = JDMMaskDecoder.from_pretrained(decoder_folder or f"{shipped.folder}/mask_decoder").float()
+    if decoder_folder:
+        pipe.register_modules(mask_decoder=JDMMaskDecoder.from_pretrained(decoder_folder))
+
+    def decode(latents, which):
+        return torch.cat([pipe.decode_masks(batch, which) for batch in latents.split(8)]).numpy()
+
     clips = [sample_clip(args.seed, i, "pairs", num_frames=shipped.num_frames) for i in range(args.n_masks)]
     truth = held_out_masks(clips)
     pixels = torch.from_numpy(np.stack([mask_to_rgb(mask) for mask in truth]))
-    encoded = torch.cat([backbone.encode_pixels(batch) for batch in pixels.split(8)])
-    slow = np.concatenate([vae_masks(backbone, batch) for batch in encoded.split(8)])
-    fast = fast_masks(backbone, decoder, encoded)
+    encoded = torch.cat([shipped.backbone(pipe).encode_pixels(batch) for batch in pixels.split(8)])
+    slow, fast = decode(encoded, "vae"), decode(encoded, "fast")
 
     prompts = [
         clip.caption if i % 2 == 0 else phrase(clip.objects[0], with_motion=False)
@@ -172,18 +164,18 @@ def small_world(shipped: Shipped, decoder_folder: str | None, args) -> dict:
         return_masks=True,
     ).masks
 
-    def decode_slow():
-        return vae_masks(backbone, encoded[:8])
-
-    speed = compare_speed(decode_slow, lambda: fast_masks(backbone, decoder, encoded[:8]), args.small_repeats)
-    weights = sum(p.numel() for p in decoder.parameters())
+    eight = encoded[:8]
+    speed = compare_speed(lambda: decode(eight, "vae"), lambda: decode(eight, "fast"), args.small_repeats)
+    weights = sum(p.numel() for p in pipe.mask_decoder.parameters())
     return {
         "encoded": agreement(fast, slow),
-        "sampled": agreement(fast_masks(backbone, decoder, sampled), vae_masks(backbone, sampled)),
+        "sampled": agreement(decode(sampled, "fast"), decode(sampled, "vae")),
         "iou_with_truth": {name: agreement(masks, truth)["iou"] for name, masks in (("vae", slow), ("decoder", fast))},
         "speed_of_8_clips": speed,
         "decoder_parameters": weights,
-        "decoder_config": {name: value for name, value in decoder.config.items() if not name.startswith("_")},
+        "decoder_config": {
+            name: value for name, value in pipe.mask_decoder.config.items() if not name.startswith("_")
+        },
         "decoder_megabytes_fp16": 2 * weights / 1e6,
     }
 

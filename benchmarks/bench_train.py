@@ -6,10 +6,11 @@ A mid-size CogVideoX transformer, the training loop and the data format of the t
 
 - plain: the base itself, `--objective direct`
 - jdm: video and mask in the channels of one token
+- roles: jdm with the role embedding, a quarter of the samples each for segmentation and layout
 - two_pass: jdm with both branches of Eq. 13 for each sample, `--exact_two_pass`
 - token_concat: the mask as tokens of its own after the video's, through the unchanged base, as TransPixeler does
 
-Step time: all four live in one process and take turns, step by step. Peak memory: each in a process of its own.
+Step time: all five live in one process and take turns, step by step. Peak memory: each in a process of its own.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from diffusers_jdm.inflation import inflate
+from diffusers_jdm.roles import add_roles
 from diffusers_jdm.training.backbones import CogVideoXBackbone
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.latent_folder import ShardWriter, open_folder
@@ -39,7 +41,8 @@ from diffusers_jdm.training.metrics import peak_memory
 from diffusers_jdm.training.region_sampling import JOINER, non_empty_subsets
 from diffusers_jdm.training.setup import build_accelerator
 
-VARIANTS = ("plain", "jdm", "two_pass", "token_concat")
+VARIANTS = ("plain", "jdm", "roles", "two_pass", "token_concat")
+QUICK = VARIANTS[:3]
 WARM_UP = 1  # steps that are not timed: the first one allocates the optimizer's state
 CHANNELS, HEAD_DIM, PATCH = 16, 64, 2
 SCHEDULER_CONFIG = {  # of CogVideoX-2B
@@ -62,7 +65,7 @@ def parse_args(argv=None):
     parser.add_argument("--text_size", type=int, nargs=2, default=[226, 4096], help="tokens, channels")
     parser.add_argument("--train_batch_size", type=int, default=1)
     parser.add_argument("--mixed_precision", default="bf16", choices=["no", "bf16"])
-    parser.add_argument("--rounds", type=int, default=20, help="timed steps of plain and jdm")
+    parser.add_argument("--rounds", type=int, default=20, help="timed steps of plain, jdm and roles")
     parser.add_argument("--slow_every", type=int, default=4, help="rounds of which one times the other two, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory_of", choices=VARIANTS, help=argparse.SUPPRESS)  # the benchmark calls itself
@@ -86,6 +89,7 @@ def write_latents(folder: Path, args) -> None:
 
     settings = {"family": "cogvideox", "num_frames": 4 * frames - 3, "height": 8 * height, "width": 8 * width}
     settings |= {"num_subsets": 4, "seed": args.seed, "dtype": "float16", "mixed_precision": "no", "vae_tiling": False}
+    settings |= {"regional_signal": "mask"}
     settings |= {"text_shape": args.text_size, "scaling_factor": 1.0, "vae": "random", "text_encoder": "random"}
     text = random(*args.text_size)
     open_folder(folder, settings, text)
@@ -149,14 +153,18 @@ def build_trainer(variant: str, args, output_dir: Path) -> Trainer:
         output_dir=str(output_dir / variant),
         objective="direct" if variant == "plain" else "jdm",
         exact_two_pass=variant == "two_pass",
+        segment_probability=0.25 if variant == "roles" else 0.0,
+        layout_probability=0.25 if variant == "roles" else 0.0,
         train_batch_size=args.train_batch_size,
         mixed_precision=args.mixed_precision,
         seed=args.seed,
     )
     accelerator = build_accelerator(config)
     transformer = build_transformer(args, copies=2 if variant == "token_concat" else 1)
-    if variant in ("jdm", "two_pass"):
+    if variant in ("jdm", "roles", "two_pass"):
         transformer = inflate(transformer)
+    if variant == "roles":
+        add_roles(transformer)
     backbone_class = TokenConcatBackbone if variant == "token_concat" else CogVideoXBackbone
     pipe = CogVideoXPipeline(None, None, None, transformer, CogVideoXDDIMScheduler(**SCHEDULER_CONFIG))
     trainer = Trainer(config, accelerator, backbone_class(pipe), LatentSource(data_dir), [])
@@ -203,7 +211,7 @@ def measure_time(args, output_dir: Path) -> dict[str, dict[str, np.ndarray]]:
     for stepper in steppers.values():
         stepper.forget()
     for number in tqdm(range(args.rounds), desc="rounds"):
-        turn = VARIANTS if number % args.slow_every == 0 else VARIANTS[:2]
+        turn = VARIANTS if number % args.slow_every == 0 else QUICK
         for variant in turn if number % 2 else reversed(turn):
             steppers[variant].step()
             rounds[variant].append(number)
@@ -218,9 +226,9 @@ def measure_time(args, output_dir: Path) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def paired_ratio(variant: dict, plain: dict, clock: str = "wall") -> tuple[float, list[float]]:
-    """Median over rounds of a step's time over the plain one's of the same round, and its 95 % bootstrap interval."""
-    ratios = variant[clock] / plain[clock][variant["rounds"]]
+def paired_ratio(variant: dict, other: dict, clock: str = "wall") -> tuple[float, list[float]]:
+    """Median over rounds of a step's time over the other's of the same round, and its 95 % bootstrap interval."""
+    ratios = variant[clock] / other[clock][variant["rounds"]]
     draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
     return float(np.median(ratios)), np.percentile(np.median(draws, axis=1), [2.5, 97.5]).tolist()
 
@@ -291,6 +299,7 @@ def write_and_print(args, memory: dict, times: dict) -> None:
         "processor_time_ratio": {
             variant: paired_ratio(times[variant], times["plain"], "processor")[0] for variant in others
         },
+        "roles_over_jdm": paired_ratio(times["roles"], times["jdm"]),
         "peak_memory_ratio": {variant: tensors[variant] / tensors["plain"] for variant in others},
         "peak_rss_ratio": {variant: rss[variant] / rss["plain"] for variant in others},
         "data_wait_share": float(times["jdm"]["wait"].sum() / times["jdm"]["wall"].sum()),
@@ -316,6 +325,8 @@ def write_and_print(args, memory: dict, times: dict) -> None:
     print_table(list(rows["plain"]), rows)
     low, high = figures["step_time_interval"]["jdm"]
     print(f"jdm over plain, step time: 95 % interval {low:.3f} to {high:.3f}")
+    ratio, (low, high) = figures["roles_over_jdm"]
+    print(f"roles over jdm, step time: {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     print(f"waiting for data, share of a jdm step: {figures['data_wait_share']:.4f}")
     print("written to", write_report("train", figures))
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from diffusers_jdm.data.manifest import write_manifest
+from diffusers_jdm.data.manifest import SCHEMA, SIGNALS, write_manifest
 from diffusers_jdm.data.shapes import ShapeClip, sample_clip
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.masks import rle_encode
@@ -44,6 +45,27 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
     for path in folder.glob("*.parquet"):
         path.unlink()
     write_manifest(folder, rows)
+    return folder
+
+
+def signal_of(number: int) -> np.ndarray:
+    """A map of the whole scene that a shifted mask would not fit: uint8, (F, H, W)."""
+    f, y, x = np.mgrid[:NUM_FRAMES, :HEIGHT, :WIDTH]
+    return (40 + 20 * number + 4 * f + 3 * x + 2 * y).astype(np.uint8)
+
+
+def write_signals(folder: Path, count: int) -> Path:
+    """`write_clips` with a depth map for each, as `prepare` leaves it, and none of HED."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        name = f"signals/depth/{number}.mp4"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / name, np.repeat(signal_of(number)[..., None], 3, axis=-1), 8)
+        rows.append(clip_row(folder, number) | {"depth": name, "hed": None})
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    write_manifest(folder, rows, schema=pa.schema([*SCHEMA, *((name, pa.string()) for name in SIGNALS)]))
     return folder
 
 

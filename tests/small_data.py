@@ -82,6 +82,7 @@ def write_latents(folder: Path, backbone, data: Path, size: int = 16) -> Path:
     encoder = backbone.pipe.text_encoder
     settings = {"family": backbone.family, "num_frames": num_frames, "height": size, "width": size, "num_subsets": 7}
     settings |= {"seed": 0, "dtype": "float16", "mixed_precision": "no", "vae_tiling": False}
+    settings |= {"regional_signal": "mask"}
     settings |= {"text_shape": [16, encoder.config.hidden_size]}
     settings |= {"scaling_factor": backbone.pipe.vae.config.scaling_factor, **encoder_fingerprints(backbone.pipe)}
     open_folder(folder, settings, backbone.encode_prompt([""])[0].half())

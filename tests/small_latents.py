@@ -11,6 +11,7 @@ SETTINGS = {
     "width": 16,
     "num_subsets": 3,
     "vae_tiling": False,
+    "regional_signal": "mask",
     "seed": 0,
     "dtype": "float16",
     "mixed_precision": "no",

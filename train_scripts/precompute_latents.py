@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_jdm.data.hub_dataset import resolve
-from diffusers_jdm.data.manifest import BadSampleError
+from diffusers_jdm.data.manifest import SIGNALS, BadSampleError
+from diffusers_jdm.data.signals import signal_to_rgb
 from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 from diffusers_jdm.training.clip_reader import ClipReader
@@ -61,6 +62,9 @@ def parse_args(argv=None):
     parser.add_argument("--height", type=int, default=None, help="in pixels; likewise")
     parser.add_argument("--width", type=int, default=None, help="in pixels; likewise")
     parser.add_argument("--num_subsets", type=int, default=4, help="random subsets of objects a clip; all, if no more")
+    parser.add_argument(
+        "--regional_signal", choices=("mask", *SIGNALS), default="mask", help="what stands for a region (A.3)"
+    )
     parser.add_argument("--shard_size", type=int, default=32, help="clips a file; as many are held in memory")
     parser.add_argument("--batch_size", type=int, default=1, help="videos and masks of one clip encoded at a time")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="on disk")
@@ -145,9 +149,14 @@ def encode_empty_prompt(backbone, args):
 
 
 def to_pixels(video, device):
-    """A video, uint8 (F, H, W, 3), or a mask, bool (F, H, W), as the VAE takes it: fp32 in [-1, 1], (F, H, W, 3)."""
+    """A video, uint8 (F, H, W, 3), a mask, bool (F, H, W), or a signal, uint8 (F, H, W), as the VAE takes it.
+
+    fp32 in [-1, 1], (F, H, W, 3).
+    """
     if video.dtype == torch.bool:
         return torch.from_numpy(mask_to_rgb(video.numpy())).to(device)
+    if video.ndim == 3:
+        return torch.from_numpy(signal_to_rgb(video.numpy())).to(device)
     return video.to(device).float() / 127.5 - 1
 
 
@@ -243,7 +252,8 @@ def main(args):
     given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
     size = default_size(backbone_class, base) | {name: value for name, value in given.items() if value is not None}
     as_training_error(backbone_class.check_size, **size, denoiser=base.denoiser, vae=base.vae)
-    source = as_training_error(VideoSource, as_training_error(resolve, args.train_data_dir), **size)
+    data = as_training_error(resolve, args.train_data_dir)
+    source = as_training_error(VideoSource, data, **size, signal=args.regional_signal)
     if state.is_main_process:
         as_training_error(check_clips, folder, source.ids)
     make_output_dir(folder)
@@ -261,6 +271,7 @@ def main(args):
         "family": backbone_class.family,
         **size,
         "num_subsets": args.num_subsets,
+        "regional_signal": args.regional_signal,
         "vae_tiling": not args.disable_vae_tiling,  # where frames are larger than a tile, it changes their latents
         "seed": args.seed,
         "dtype": args.dtype,

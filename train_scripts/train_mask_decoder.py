@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -27,7 +27,6 @@ from diffusers_jdm.data.hub_dataset import resolve
 from diffusers_jdm.data.manifest import BadSampleError
 from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.models import JDMMaskDecoder
-from diffusers_jdm.pipelines.pipeline_cogvideox_jdm import masks_to_output
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 from diffusers_jdm.training.errors import TrainingError, exit_clearly, one_line
 from diffusers_jdm.training.preflight import as_training_error, default_size, read_base
@@ -123,7 +122,7 @@ def teach(backbone, masks, noise, generator, args):
         latents = backbone.encode_pixels(pixels)
         sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
         latents = latents + (sigma * torch.randn(latents.shape, generator=generator)).to(device)
-        soft = masks_to_output(backbone.pipe.decode_latents(latents), "pt")
+        soft = backbone.pipe.decode_masks(latents)
     if not (torch.isfinite(latents).all() and torch.isfinite(soft).all()):
         raise TrainingError("the VAE gives NaN or inf for masks: try another --mixed_precision.")
     return latents.movedim(backbone.channel_dim, 1).half().cpu(), soft.half().cpu()
@@ -238,7 +237,7 @@ def save_decoder(decoder, folder):
 def train(args, backbone, source, decoder):
     folder, device = Path(args.output_dir), decoder.device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.learning_rate, weight_decay=0.01)
-    lr_scheduler = get_scheduler("cosine", optimizer, args.lr_warmup_steps, args.max_train_steps)
+    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
     parts = {"decoder": decoder, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
     state_file, first_step = folder / "training_state.pt", 0
     if args.resume_from_checkpoint and state_file.exists():

@@ -1,6 +1,7 @@
 """Put trained pipelines into the repo: fp16 safetensors, code islands, cards and logs.
 
 python examples/shapes/ship.py                       # CogVideoX: base/ and joint/
+python examples/shapes/ship.py --only joint          # of those, this one
 python examples/shapes/ship.py --family modelscope   # ModelScope: joint_modelscope/
 python examples/shapes/ship.py --cards_only          # after `make bench-shapes`: its figures go into the cards
 python examples/shapes/ship.py --cards_only --family modelscope   # after `make bench-shapes-modelscope`
@@ -16,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 
+import diffusers_jdm
 from diffusers_jdm import write_card
 
 
@@ -24,6 +26,7 @@ class Family(NamedTuple):
     report: str
     pipelines: dict[str, str]  # folder in the repo: folder in model_dir
     joint: str  # which of them is the joint one
+    stages: tuple[str, ...]  # whose logs are kept
     logs: str  # what the names of its logs begin with
     frames: int
     call: str  # what its pipeline has to be told
@@ -33,8 +36,9 @@ FAMILIES = {
     "cogvideox": Family(
         model_dir="outputs/shapes",
         report="outputs/bench/shapes.json",
-        pipelines={"base": "base/pipeline", "joint": "joint"},
+        pipelines={"base": "base/pipeline", "joint": "roles"},
         joint="joint",
+        stages=("vae", "text_encoder", "base", "joint", "roles"),
         logs="",
         frames=9,
         call="guidance_scale=3.0",
@@ -44,6 +48,7 @@ FAMILIES = {
         report="outputs/bench/shapes_modelscope.json",
         pipelines={"joint_modelscope": "joint"},
         joint="joint_modelscope",
+        stages=("vae", "text_encoder", "base", "joint"),
         logs="modelscope_",
         frames=5,
         call="num_frames=5, guidance_scale=3.0",
@@ -53,7 +58,7 @@ FAMILIES = {
 TRAINING = """Trained on a CPU by the scripts in `examples/shapes/` of the diffusers-jdm repo (`train.sh`; what differed is in `README.md` there; logs in `logs/`), on
 clips of the small world: six colours, four shapes, five motions, one to three objects, {frames}
 frames of 48×48 pixels. The base saw full captions only; the joint model was fine-tuned from it with L_fine on random
-subsets of the objects and L_diff, mixed by w = 0.5 (Eq. 13). Two splits were held out: a third of the pairs of objects with
+subsets of the objects and L_diff, mixed by w = 0.5 (Eq. 13){roles}. Two splits were held out: a third of the pairs of objects with
 templates of their own, and four colour × shape pairs altogether."""
 
 BASE_CARD = """---
@@ -92,12 +97,16 @@ def parse_args():
     parser.add_argument("--model_dir", help="what was trained; by default outputs/shapes or outputs/shapes_modelscope")
     parser.add_argument("--output_dir", default="examples/shapes")
     parser.add_argument("--report", help="what the family's benchmark wrote; by default in outputs/bench")
+    parser.add_argument("--only", help="ship this pipeline alone")
     parser.add_argument("--cards_only", action="store_true")
     return parser.parse_args()
 
 
-def ship_weights(source, target):
+def ship_weights(source, target, mask_decoder):
     pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float16)
+    if mask_decoder is not None:
+        decoder = diffusers_jdm.JDMMaskDecoder.from_pretrained(mask_decoder, torch_dtype=torch.float16)
+        pipe.register_modules(mask_decoder=decoder)
     shutil.rmtree(target, ignore_errors=True)
     pipe.save_pretrained(target)
     # transformers loads a text encoder in the dtype that its config names, diffusers its models in fp32: make them equal.
@@ -123,7 +132,8 @@ def write_cards(family, output_dir, report):
     )
     name = next(name for name, other in FAMILIES.items() if other is family)
     note = measured.format(family=name, **report) if report else ""
-    training = TRAINING.format(frames=family.frames)
+    roles = ", then with a quarter of the samples each for segmentation and layouts" if "roles" in family.stages else ""
+    training = TRAINING.format(frames=family.frames, roles=roles)
     folder = output_dir / family.joint
     card = ModelCard.load(write_card(folder, training=training, metrics=figures(report, "joint") if report else None))
     card.data.license = "apache-2.0"
@@ -148,9 +158,11 @@ def main(args):
     model_dir, report = Path(args.model_dir or family.model_dir), Path(args.report or family.report)
     if not args.cards_only:
         for name, source in family.pipelines.items():
-            ship_weights(model_dir / source, output_dir / name)
+            if args.only in (None, name):
+                decoder = model_dir / "mask_decoder" / "mask_decoder" if name == family.joint else None
+                ship_weights(model_dir / source, output_dir / name, decoder)
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
-        for stage in ("vae", "text_encoder", "base", "joint"):
+        for stage in family.stages if args.only is None else family.stages[-1:]:
             shutil.copyfile(model_dir / stage / "log.jsonl", output_dir / "logs" / f"{family.logs}{stage}.jsonl")
     # Figures belong to the weights that they were measured on: freshly shipped ones have none yet.
     write_cards(family, output_dir, json.loads(report.read_text(encoding="utf-8")) if args.cards_only else None)

@@ -44,10 +44,10 @@ def test_the_report(bench, tmp_path, monkeypatch):
     bench.main(bench.parse_args(TINY))
     report = json.loads((tmp_path / "outputs/bench/train.json").read_text())
     for name in ("step_time_ratio", "peak_memory_ratio", "peak_rss_ratio"):
-        assert report[name].keys() == {"jdm", "two_pass", "token_concat"}
+        assert report[name].keys() == {"jdm", "roles", "two_pass", "token_concat"}
         assert all(ratio > 0 for ratio in report[name].values())
     assert 0 < report["data_wait_share"] < 1
-    assert report["timed_steps"] == {"plain": 4, "jdm": 4, "two_pass": 2, "token_concat": 2}
+    assert report["timed_steps"] == {"plain": 4, "jdm": 4, "roles": 4, "two_pass": 2, "token_concat": 2}
     assert report["tokens"] == {"video": 18, "text": 5}
     assert {"versions", "commit", "machine"} <= report.keys()
 
@@ -76,9 +76,9 @@ def test_what_the_variants_train(bench, args, tmp_path):
         channels[variant] = transformer.config.in_channels
         positions = transformer.patch_embed.pos_embedding.shape[1]
         assert positions == 5 + tokens[variant]  # stored, not made anew at every step
-    assert tokens == {"plain": 18, "jdm": 18, "two_pass": 18, "token_concat": 36}
-    assert batch_sizes == {"plain": 1, "jdm": 1, "two_pass": 2, "token_concat": 1}
-    assert channels == {"plain": 16, "jdm": 32, "two_pass": 32, "token_concat": 16}
+    assert tokens == {"plain": 18, "jdm": 18, "roles": 18, "two_pass": 18, "token_concat": 36}
+    assert batch_sizes == {"plain": 1, "jdm": 1, "roles": 1, "two_pass": 2, "token_concat": 1}
+    assert channels == {"plain": 16, "jdm": 32, "roles": 32, "two_pass": 32, "token_concat": 16}
 
 
 def test_the_mask_s_tokens_are_predicted_as_the_mask(bench, args):

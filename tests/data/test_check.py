@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip, clip_row, write_rows
+from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip, clip_row, write_rows, write_signals
 
 from diffusers_jdm.data.check import check_dataset
 from diffusers_jdm.data.manifest import Manifest
@@ -184,3 +184,13 @@ def test_any_bytes_give_lines_and_no_traceback(tmp_path, rows):
         assert all("\n" not in problem for problem in problems)
         told += bool(problems)
     assert told > 45
+
+
+def test_regional_signals(tmp_path):
+    write_signals(tmp_path, 2)
+    assert not [line for line in check_dataset(tmp_path) if "depth" in line or "hed" in line]
+    write_video(tmp_path / "signals/depth/0.mp4", clip(0).video[:5], 8)
+    (tmp_path / "signals/depth/1.mp4").unlink()
+    size, missing = [line for line in check_dataset(tmp_path) if "depth" in line]
+    assert size == "clip-0: its depth signals/depth/0.mp4 is of 5×24×32 (frames × height × width), not 9×24×32"
+    assert missing.startswith("clip-1: its depth: ") and missing.endswith("1.mp4 is missing")

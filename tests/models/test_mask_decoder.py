@@ -114,10 +114,11 @@ def test_samples_of_a_batch_do_not_touch_each_other():
 
 def test_soft_masks_are_fp32_between_0_and_1():
     decoder = build().half()
-    masks = decoder.decode(40 * random_latents(1, 4, 3, 3, 3))  # fp32 latents for an fp16 decoder
+    latents = 40 * random_latents(1, 4, 3, 3, 3)  # fp32, for an fp16 decoder
+    masks = decoder.decode(latents)
     assert masks.dtype == torch.float32 and masks.shape == (1, 9, 12, 12)
     assert 0 <= masks.min() < 0.5 < masks.max() <= 1
-    assert torch.equal(masks, decoder(40 * random_latents(1, 4, 3, 3, 3).half()).float().sigmoid())
+    assert torch.equal(masks, decoder(latents.half()).float().sigmoid())
 
 
 def test_all_weights_learn():

@@ -12,10 +12,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
-from small_clips import clip, clip_row, pixels_of, write_clips, write_rows
+from small_clips import clip, clip_row, pixels_of, write_clips, write_rows, write_signals
 from small_models import cogvideox_base_pipeline, modelscope_base_pipeline
 from transformers import CLIPTextModel, T5EncoderModel
 
+from diffusers_jdm.data.signals import signal_to_rgb
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.inflation import inflate
 from diffusers_jdm.masks import mask_to_rgb
@@ -525,3 +526,28 @@ def test_masks_are_encoded_as_black_and_white_video():
     pixels = script.to_pixels(torch.from_numpy(mask), "cpu")
     assert torch.equal(pixels, script.to_pixels(torch.from_numpy(pixels_of(mask)), "cpu"))
     assert np.array_equal(pixels[..., 0] > 0, mask)
+
+
+def test_regional_signals(cogvideox_base_folder, tmp_path, capsys):
+    """Stored and online, a sample has the same latents; and a folder of another signal is another folder."""
+    data = write_signals(tmp_path / "clips", 2)
+    out = precompute(cogvideox_base_folder, data, tmp_path / "out", "--regional_signal", "depth", "--dtype", "float32")
+    stored, videos = LatentSource(out), VideoSource(data, 9, 16, 16, "depth")
+    assert stored.signal == "depth"
+    backbone = CogVideoXBackbone(DiffusionPipeline.from_pretrained(cogvideox_base_folder))
+    for index in range(2):
+        for number, region in enumerate(stored.regions(index)):
+            subset = stored._entry(index)["regions"][number]["subset"]
+            mask = videos.read(index, Region(sum(1 << i for i in subset), "", 0.0))["mask"]
+            with torch.no_grad():
+                rgb = signal_to_rgb(mask.numpy())
+                latents = backbone.encode_pixels(torch.from_numpy(rgb)[None])[0]
+            assert torch.allclose(stored.read(index, region)["mask"], latents, atol=1e-4)
+    with pytest.raises(SystemExit, match="regional_signal 'depth', not 'mask'"):
+        precompute(cogvideox_base_folder, data, out, "--dtype", "float32")
+    capsys.readouterr()
+    write_video(data / "signals/depth/0.mp4", pixels_of(clip(0).masks.any(0)), 8)
+    again = precompute(
+        cogvideox_base_folder, data, out, "--regional_signal", "depth", "--dtype", "float32", capsys=capsys
+    )
+    assert again == counts(encoded=1, kept=1, dropped=1)

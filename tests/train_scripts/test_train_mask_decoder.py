@@ -12,7 +12,6 @@ from small_clips import clip_row, write_clips, write_rows
 
 from diffusers_jdm.data.manifest import BadSampleError
 from diffusers_jdm.models import JDMMaskDecoder
-from diffusers_jdm.pipelines.pipeline_cogvideox_jdm import masks_to_output
 from diffusers_jdm.training.errors import TrainingError
 from diffusers_jdm.training.videos import VideoSource
 
@@ -61,8 +60,10 @@ def test_what_comes_out_loads_and_fits_the_pipeline(family, joints, training_set
     pixels = torch.ones(1, frames, 16, 16, 3)
     with torch.no_grad():
         latents = backbone.encode_pixels(pixels)
-        slow = masks_to_output(backbone.pipe.decode_latents(latents), "pt")
-        fast = decoder.decode(latents.movedim(backbone.channel_dim, 1))
+        slow = backbone.pipe.decode_masks(latents)
+        backbone.pipe.register_modules(mask_decoder=decoder)
+        fast = backbone.pipe.decode_masks(latents, "fast")
+    assert torch.equal(fast, decoder.decode(latents.movedim(backbone.channel_dim, 1)))
     assert fast.shape == slow.shape == pixels.shape[:-1]
 
 
@@ -97,8 +98,8 @@ def test_the_teacher_says_what_the_vae_makes_of_these_latents(training_set):
     clean, _ = script.teach(backbone, masks, [0.0, 0.0], torch.Generator().manual_seed(0), args)
     assert torch.equal(latents[0], clean[0]) and not torch.allclose(latents[1], clean[1], atol=0.1)
     with torch.no_grad():
-        decoded = backbone.pipe.decode_latents(latents.float().movedim(1, 2))
-    torch.testing.assert_close(soft.float(), masks_to_output(decoded, "pt"), rtol=0, atol=2e-3)  # fp16
+        decoded = backbone.pipe.decode_masks(latents.float().movedim(1, 2))
+    torch.testing.assert_close(soft.float(), decoded, rtol=0, atol=2e-3)  # fp16
 
 
 def test_drawn_masks_are_unions_of_objects_flipped_and_shifted(training_set):

@@ -8,6 +8,7 @@ import small_data
 import small_models
 import torch
 from diffusers import DiffusionPipeline
+from small_clips import write_signals
 from small_data import read_log, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -201,3 +202,15 @@ def test_a_joint_checkpoint_learns_roles_later_and_a_lora_does_not(run):
     assert after["time_embedding.cond_proj.weight"].any()
     with pytest.raises(SystemExit, match="--use_lora cannot add the roles to a model that has none"):
         run("cogvideox", "latents", "--segment_probability", 0.5, "--use_lora", base=joint)
+
+
+def test_a_regional_signal_is_trained_in_place_of_the_mask(run, cogvideox_base_folder, train_cogvideox, tmp_path):
+    data = write_signals(tmp_path / "clips", 4)
+    flags = [*SIZE["cogvideox"], "--regional_signal", "depth", "--learning_rate", 1e-2]
+    with_depth = train(train_cogvideox, cogvideox_base_folder, data, tmp_path / "depth", *flags)
+    flags[flags.index("depth")] = "mask"
+    with_masks = train(train_cogvideox, cogvideox_base_folder, data, tmp_path / "mask", *flags)
+    losses = [[line["loss/mask"] for line in read_log(folder)] for folder in (with_depth, with_masks)]
+    assert losses[0] != losses[1] and all(map(math.isfinite, losses[0] + losses[1]))
+    with pytest.raises(SystemExit, match=r"--regional_signal hed, but the latents in .* are of mask"):
+        run("cogvideox", "latents", "--regional_signal", "hed")

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip, clip_row, write_clips, write_rows
+from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip, clip_row, signal_of, write_clips, write_rows, write_signals
 from torch.utils.data import DataLoader
 
 from diffusers_jdm.data.manifest import BadSampleError
@@ -210,3 +210,39 @@ def test_too_few_frames_for_a_clip(folder):
     for read in (lambda: source.read(0, None), lambda: source.draw_region(0, np.random.default_rng(0))):
         with pytest.raises(BadSampleError, match="it has 9 frames with masks, 10 are needed"):
             read()
+
+
+# Regional signals (A.3)
+
+
+def test_a_signal_is_seen_within_its_region(tmp_path):
+    source, masks = VideoSource(write_signals(tmp_path, 2), NUM_FRAMES, HEIGHT, WIDTH, "depth"), clip(1).masks
+    for number, subset in ((1, [0]), (2, [1]), (3, [0, 1])):
+        mask = source.read(1, Region(number, "", 0.0))["mask"]
+        union = masks[subset].any(0)
+        assert mask.dtype == torch.uint8 and not mask.numpy()[~union].any()
+        assert np.abs(mask.numpy()[union].astype(int) - signal_of(1)[union]).max() <= 2
+    assert source.read(1, None)["mask"] is None
+    plain = VideoSource(tmp_path, NUM_FRAMES, HEIGHT, WIDTH).read(1, Region(3, "", 0.0))
+    assert torch.equal(plain["mask"], torch.from_numpy(masks.any(0)))
+
+
+def test_a_signal_is_scaled_and_cropped_as_the_video(tmp_path):
+    mask = VideoSource(write_signals(tmp_path, 1), 5, 16, 16, "depth").read(0, Region(3, "", 0.0))["mask"].numpy()
+    union = np.stack([fit(frame, 16, 16) for frame in clip(0).masks.any(0)[:5]])
+    whole = np.stack([fit(np.repeat(frame[..., None], 3, -1), 16, 16)[..., 0] for frame in signal_of(0)[:5]])
+    assert not mask[~union].any() and np.abs(mask[union].astype(int) - whole[union]).max() <= 3
+
+
+def test_a_signal_that_is_not_there(tmp_path):
+    source = VideoSource(write_signals(tmp_path, 1), NUM_FRAMES, HEIGHT, WIDTH, "hed")
+    with pytest.raises(
+        BadSampleError, match="no hed for it: make it with `diffusers-jdm prepare --stages hed,dataset`"
+    ):
+        source.read(0, Region(3, "", 0.0))
+    (tmp_path / "signals/depth/0.mp4").unlink()
+    with pytest.raises(BadSampleError, match=r"signals/depth/0\.mp4 is missing"):
+        VideoSource(tmp_path, NUM_FRAMES, HEIGHT, WIDTH, "depth").read(0, Region(3, "", 0.0))
+    other = VideoSource(write_clips(tmp_path / "other", 1), NUM_FRAMES, HEIGHT, WIDTH, "depth")  # without the column
+    with pytest.raises(BadSampleError, match="no depth for it"):
+        other.read(0, Region(3, "", 0.0))

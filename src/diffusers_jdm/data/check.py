@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..masks import rle_decode
 from .background import remove_background
-from .manifest import BadSampleError, Manifest, check_row
+from .manifest import SIGNALS, BadSampleError, Manifest, check_row
 from .video import probe
 
 AREA_TOLERANCE = 1e-4  # shares of the frame
@@ -104,6 +104,22 @@ def _video_problems(folder: Path, row: dict[str, Any]) -> Iterator[str]:
         yield f"{row['video']} has {found['num_frames']} frames, the manifest says {row['num_frames']}"
     if row["fps"] and abs(found["fps"] / row["fps"] - 1) > FPS_TOLERANCE:
         yield f"{row['video']} has {found['fps']:g} frames a second, the manifest says {row['fps']:g}"
+    for name in SIGNALS:
+        if row.get(name):
+            yield from _signal_problems(folder, row, name)
+
+
+def _signal_problems(folder: Path, row: dict[str, Any], name: str) -> Iterator[str]:
+    """A regional signal has a frame for each of `frame_index`, of the video's size."""
+    try:
+        found = probe(folder / row[name], every_frame=True)
+    except BadSampleError as error:
+        yield f"its {name}: {error}"
+        return
+    is_one = found["num_frames"], found["height"], found["width"]
+    must_be = len(row["frame_index"]), row["height"], row["width"]
+    if is_one != must_be:
+        yield f"its {name} {row[name]} is of {'×'.join(map(str, is_one))} (frames × height × width), not {'×'.join(map(str, must_be))}"
 
 
 def _one_line(error: Exception | str) -> str:

@@ -49,6 +49,9 @@ SCHEMA = pa.schema(
 )
 """The columns that a manifest must have; it may have more."""
 
+SIGNALS = ("depth", "hed")
+"""Columns that it may have and that training can use: files of regional signals (A.3), relative to the folder."""
+
 SCHEMA_VERSION = 1  # counted up when a file of the new kind would be misread by the old code
 VERSION_KEY = b"diffusers_jdm_manifest"  # of the version in a file's metadata; a file without it is of version 1
 
@@ -139,7 +142,10 @@ class Manifest:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Row `index` as a dict with the keys of `SCHEMA`. Raises BadSampleError if it is damaged on disk."""
+        """Row `index` as a dict with the keys of `SCHEMA`, and those of `SIGNALS` that the file has.
+
+        Raises BadSampleError if it is damaged on disk.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"the manifest has {len(self)} rows, asked for row {index}")
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -150,7 +156,8 @@ class Manifest:
             if self._group[0] != number:
                 if self._open[0] != file:
                     self._open = file, pq.ParquetFile(self.files[file])
-                self._group = number, self._open[1].read_row_group(group, columns=SCHEMA.names, use_threads=False)
+                columns = [*SCHEMA.names, *(name for name in SIGNALS if name in self._open[1].schema_arrow.names)]
+                self._group = number, self._open[1].read_row_group(group, columns=columns, use_threads=False)
             table = self._group[1]
             return table.slice(index - int(self._ends[number]) + table.num_rows, 1).to_pylist()[0]
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -163,8 +170,9 @@ def check_row(row: dict[str, Any]) -> None:
     for key in ("video", "num_frames", "height", "width", "frame_index", "regions"):
         if row[key] is None or row[key] == "":
             raise BadSampleError(f"the manifest has no {key!r} for it")
-    if not is_inside(row["video"]):
-        raise BadSampleError(f"its video {row['video']!r} is not a path within the manifest's folder")
+    for key in ("video", *SIGNALS):
+        if row.get(key) and not is_inside(row[key]):
+            raise BadSampleError(f"its {key} {row[key]!r} is not a path within the manifest's folder")
     if row["height"] < 1 or row["width"] < 1:
         raise BadSampleError(f"height and width must be positive, got {row['height']} and {row['width']}")
     frames, regions = row["frame_index"], row["regions"]

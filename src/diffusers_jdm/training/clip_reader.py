@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..data.manifest import BadSampleError
+from ..data.signals import crop_to_region
 from ..masks import union_mask
 from .fingerprint import clip_key
 from .region_sampling import distinct_subsets, join_captions, mean_cmi
@@ -15,7 +16,8 @@ from .videos import VideoSource, full_caption
 
 class ClipReader(Dataset):
     """Item i is one clip, decoded: a dict with `id` and `key`, and `reason` if it is unusable, nothing more if its key is
-    in `done`; else `video` uint8 (F, H, W, 3), `masks`, a bool (F, H, W) for each subset, and its `entry` in the index.
+    in `done`; else `video` uint8 (F, H, W, 3), `masks`, a (F, H, W) for each subset, bool, or uint8 for another signal, and
+    its `entry` in the index.
     """
 
     def __init__(self, source: VideoSource, indices: Sequence[int], settings: dict[str, Any], done: set[str]):
@@ -36,7 +38,7 @@ class ClipReader(Dataset):
 
     def key(self, row: dict[str, Any]) -> str:
         try:
-            return clip_key(row, self.source.video_path(row), self.settings)
+            return clip_key(row, self.source.video_path(row), self.settings, self.source.signal_path(row))
         except FileNotFoundError as error:
             raise BadSampleError(f"{error.filename} is missing") from error
         except OSError as error:
@@ -57,4 +59,8 @@ class ClipReader(Dataset):
             for subset in subsets
         ]
         entry = {"key": key, "id": row["id"], "caption": full_caption(row), "regions": regions}
-        return {"video": video, "masks": [union_mask(masks, subset) for subset in subsets], "entry": entry}
+        unions = [union_mask(masks, subset) for subset in subsets]
+        if self.source.signal != "mask":
+            signal = self.source.signal_of(row)
+            unions = [crop_to_region(signal, union) for union in unions]
+        return {"video": video, "masks": unions, "entry": entry}

@@ -44,6 +44,9 @@ class TrainConfig:
 
     # Objective
     objective: Literal["jdm", "direct"] = flag("jdm", "direct: plain fine-tuning of the base, without masks")
+    regional_signal: Literal["mask", "depth", "hed"] | None = flag(
+        None, "what is generated beside the video (A.3); by default what the latents hold, or masks"
+    )
     loss_weight: float = flag(1.0, "w of Eq. 13, the share of L_fine before CMI lowers it")
     cmi_alpha: float = flag(1.0, "alpha of w' = w exp(-alpha CMI)")
     exact_two_pass: bool = flag(False, "both branches of Eq. 13 for each sample, at twice the cost")

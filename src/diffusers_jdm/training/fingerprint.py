@@ -37,10 +37,12 @@ def tokenizer_state(tokenizer: Any) -> str:
     return json.dumps({name: part for name, part in state.items() if name not in of_a_call})
 
 
-def clip_key(row: dict[str, Any], video: str | os.PathLike, settings: dict[str, Any]) -> str:
-    """A hash of all that decides what is stored of a clip: its file, frames, masks, texts, CMI and the settings.
+def clip_key(
+    row: dict[str, Any], video: str | os.PathLike, settings: dict[str, Any], signal: str | os.PathLike | None = None
+) -> str:
+    """A hash of all that decides what is stored of a clip: its files, frames, masks, texts, CMI and the settings.
 
-    row: of a manifest, with only the frames that are used. Raises OSError if the video cannot be read.
+    row: of a manifest, with only the frames that are used. Raises OSError if the video or the signal cannot be read.
     """
     digest = hashlib.sha256()
     texts = [row["caption"], [region["caption"] for region in row["regions"]]]
@@ -49,7 +51,8 @@ def clip_key(row: dict[str, Any], video: str | os.PathLike, settings: dict[str, 
     for region in row["regions"]:
         for counts in region["rle"]:
             digest.update(b"%d:" % len(counts) + counts)
-    with opened(video) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in (video, signal) if signal else (video,):
+        with opened(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

@@ -26,7 +26,7 @@ from .dataset import Region
 SETTINGS_FILE, EMPTY_PROMPT_FILE = "latents.json", "empty_prompt.safetensors"
 SETTINGS = (  # of latents.json
     *("family", "num_frames", "height", "width", "num_subsets", "seed", "dtype", "mixed_precision", "text_shape"),
-    *("vae_tiling", "scaling_factor"),
+    *("vae_tiling", "scaling_factor", "regional_signal"),
     *("vae", "text_encoder"),  # fingerprints
 )
 OPEN_SHARDS = 8
@@ -46,6 +46,7 @@ class LatentSource:
         self.num_frames: int = self.settings["num_frames"]
         self.height: int = self.settings["height"]
         self.width: int = self.settings["width"]
+        self.signal: str = self.settings["regional_signal"]
         self.shape: tuple[int, ...] | None = None  # of a clip's latents; if set, others are bad samples
         self.index_files = index_files(self.folder)
         clips = sorted(  # (id, index file, offset of the line in bytes); which run wrote which shard does not matter

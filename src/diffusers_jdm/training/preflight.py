@@ -74,13 +74,18 @@ def open_source(config: TrainConfig, backbone_class: type[Backbone], base: Base)
     if (folder / "latents.json").exists():
         source = as_training_error(LatentSource, folder)
         check_latents(source, backbone_class, base, size)
+        if config.regional_signal not in (None, source.signal):
+            raise TrainingError(
+                f"--regional_signal {config.regional_signal}, but the latents in {folder} are of {source.signal}: precompute "
+                "others, or leave the flag out."
+            )
     elif not any(folder.glob("*.parquet")):
         raise TrainingError(
             f"--train_data_dir {folder} holds neither a manifest (*.parquet) nor latents (latents.json)."
         )
     else:
         size = default_size(backbone_class, base) | {name: value for name, value in size.items() if value}
-        source = as_training_error(VideoSource, folder, **size)
+        source = as_training_error(VideoSource, folder, **size, signal=config.regional_signal or "mask")
     clip = source.num_frames, source.height, source.width
     as_training_error(backbone_class.check_size, *clip, base.denoiser, base.vae)
     if len(source.ids) <= config.heldout_samples:

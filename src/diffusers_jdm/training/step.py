@@ -26,7 +26,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def encode(backbone: Backbone, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with latents and embeddings; one of precomputed latents comes back as it is.
 
-    Pixels are `video` uint8 (B, F, H, W, 3) and `mask` bool (B, F, H, W). Masks that are left out are not encoded.
+    Pixels are `video` uint8 (B, F, H, W, 3) and `mask` (B, F, H, W), bool, or uint8 for another signal. Masks that are left out are not encoded.
     """
     if batch["prompt_embeds"] is None:
         batch = batch | {"prompt_embeds": backbone.encode_prompt(batch["prompt"])}
@@ -37,7 +37,8 @@ def encode(backbone: Backbone, batch: dict[str, Any]) -> dict[str, Any]:
     if batch["mask"] is not None:
         mask = torch.zeros_like(video)
         for i in (batch["roles"][:, 1] != IGNORE).nonzero().flatten().tolist():
-            rgb = batch["mask"][i : i + 1, ..., None].float() * 2 - 1
+            top = 1 if batch["mask"].dtype == torch.bool else 255
+            rgb = batch["mask"][i : i + 1, ..., None].float() * (2 / top) - 1
             mask[i : i + 1] = backbone.encode_pixels(rgb.expand(-1, -1, -1, -1, 3))
     return batch | {"video": video, "mask": mask}
 

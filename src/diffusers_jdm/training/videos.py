@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..data.manifest import BadSampleError, Manifest, check_row
+from ..data.signals import crop_to_region
 from ..data.video import fit, read_frames
 from ..masks import rle_decode, union_mask
 from .dataset import Region
@@ -19,17 +20,18 @@ class VideoSource:
     Args:
         folder (`str`): the manifest's; see data/manifest.py.
         num_frames, height, width (`int`): the size of the clips that come out, in frames and pixels.
+        signal (`str`, defaults to "mask"): what stands for a region: its mask, or "depth" or "hed" within its mask (A.3).
 
     Raises:
         ValueError: if the manifest is wrong as a whole. What is wrong with one clip is a BadSampleError when it is read.
     """
 
-    def __init__(self, folder: str | os.PathLike, num_frames: int, height: int, width: int):
+    def __init__(self, folder: str | os.PathLike, num_frames: int, height: int, width: int, signal: str = "mask"):
         if min(num_frames, height, width) < 1:
             raise ValueError(f"num_frames, height and width must be positive, got {num_frames}, {height} and {width}")
         self.manifest = Manifest(folder)
         self.ids = self.manifest.ids
-        self.num_frames, self.height, self.width = num_frames, height, width
+        self.num_frames, self.height, self.width, self.signal = num_frames, height, width, signal
 
     def draw_region(self, index: int, rng: np.random.Generator) -> Region:
         """A random non-empty subset of the objects; bit i of its number stands for object i."""
@@ -51,8 +53,8 @@ class VideoSource:
         """One clip; without a region under its full caption, and without a mask.
 
         Returns:
-            `dict`: `video` uint8 (F, H, W, 3); `mask` bool (F, H, W), the union of the region's objects, or None;
-            `prompt`; `prompt_embeds` None.
+            `dict`: `video` uint8 (F, H, W, 3); `mask` (F, H, W), bool, the union of the region's objects, or uint8, a
+            signal within it, or None; `prompt`; `prompt_embeds` None.
 
         Raises:
             BadSampleError: if the clip is unusable.
@@ -61,8 +63,8 @@ class VideoSource:
         mask = None
         if region is not None:
             subset = tuple(i for i in range(len(row["regions"])) if region.number >> i & 1)
-            masks = self.masks(row, subset)
-            mask = torch.from_numpy(union_mask(masks, tuple(range(len(subset)))))
+            union = union_mask(self.masks(row, subset), tuple(range(len(subset))))
+            mask = torch.from_numpy(union if self.signal == "mask" else crop_to_region(self.signal_of(row), union))
         prompt = "" if drop_text else full_caption(row) if region is None else region.caption
         return {"video": torch.from_numpy(self.video(row)), "mask": mask, "prompt": prompt, "prompt_embeds": None}
 
@@ -83,6 +85,22 @@ class VideoSource:
         source_size = row["height"], row["width"]
         frames = read_frames(self.video_path(row), row["frame_index"], self.height, self.width, source_size)
         return np.ascontiguousarray(frames)
+
+    def signal_path(self, row: dict[str, Any]) -> str | None:
+        """The file of the row's signal; None for masks. Raises BadSampleError if it has none."""
+        if self.signal == "mask":
+            return None
+        if not row.get(self.signal):
+            raise BadSampleError(
+                f"the manifest has no {self.signal} for it: make it with `diffusers-jdm prepare --stages {self.signal},dataset`"
+            )
+        return os.path.join(self.manifest.folder, row[self.signal])
+
+    def signal_of(self, row: dict[str, Any]) -> np.ndarray:
+        """The signal of a row's whole frames: uint8, (F, H, W). Its file has a frame for each of `frame_index`."""
+        source_size = row["height"], row["width"]
+        frames = read_frames(self.signal_path(row), range(self.num_frames), self.height, self.width, source_size)
+        return frames[..., 0]
 
     def masks(self, row: dict[str, Any], objects: tuple[int, ...]) -> np.ndarray:
         """The masks of some of a row's objects, one by one: bool, (N, F, H, W)."""
