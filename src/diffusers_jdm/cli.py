@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_convert(verbs)
     _add_prepare(verbs)
     _add_dataset(verbs)
+    _add_evaluate(verbs)
     arguments = parser.parse_args(argv)
 
     # A scheduler's "please stop" unwinds the stack as Ctrl-C does, so that half-written folders are removed.
@@ -162,6 +163,19 @@ def _push_dataset(arguments: argparse.Namespace) -> None:
     for file in files:
         print(file)
     print(f"{len(files)} file(s) {'would be' if arguments.dry_run else 'were'} uploaded to {arguments.repo_id}.")
+
+
+def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
+    from diffusers_jdm.evaluation import commands
+
+    parser = verbs.add_parser(
+        "evaluate", help="measure masks and alignment; make what benchmarks want, and read their results"
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    commands.add_masks_verb(verbs)
+    commands.add_export_vbench_verb(verbs)
+    commands.add_export_compbench_verb(verbs)
+    commands.add_collect_verb(verbs)
 
 
 if __name__ == "__main__":

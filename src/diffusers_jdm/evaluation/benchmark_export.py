@@ -9,6 +9,7 @@ OUT/.partial/        what is being written; it is gone when a run has come to it
 import hashlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from diffusers import DiffusionPipeline
 from diffusers.utils import export_to_video
 from tqdm import tqdm
@@ -81,11 +82,11 @@ def export_videos(checkpoint: str, out: Path, videos: Sequence[Video], settings:
         raise ValueError(f"--fps must be positive, got {settings.fps}.")
     manifest = Manifest(out)
     manifest.check()
-    state = PartialState(timeout=TIMEOUT)
+    state = processes()
     pipe, dtype = load_pipeline(checkpoint, settings, state.device)
     call = call_arguments(pipe, settings.call)
-    common = {"source": str(checkpoint), "checkpoint": on_main(state, lambda: checkpoint_hash(pipe))}
-    common |= {"dtype": dtype, "fps": settings.fps, "vae_tiling": settings.vae_tiling, "call": call}
+    common = {"source": str(checkpoint), "dtype": dtype, "checkpoint": on_main(state, lambda: checkpoint_hash(pipe))}
+    common |= {"fps": settings.fps, "vae_tiling": settings.vae_tiling, "call": call}
     todo = on_main(state, lambda: manifest.begin(videos, common, masks="return_masks" in call))
     place(pipe, settings, state.device)
 
@@ -101,6 +102,18 @@ def export_videos(checkpoint: str, out: Path, videos: Sequence[Video], settings:
     state.wait_for_everyone()
     on_main(state, manifest.finish)
     return len(todo)
+
+
+def processes() -> PartialState:
+    """This process and those that were launched with it. Raises ValueError if it cannot see them: all would do everything."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if state.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, and this one knows of {state.num_processes}: start them with accelerate "
+            "launch, on CPUs with ACCELERATE_USE_CPU=true."
+        )
+    return state
 
 
 def load_pipeline(checkpoint: str, settings: ExportSettings, device: torch.device) -> tuple[Any, str]:

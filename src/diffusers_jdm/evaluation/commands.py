@@ -46,7 +46,9 @@ def add_export_vbench_verb(verbs: argparse._SubParsersAction) -> None:
     _add_export_arguments(parser)
     parser.add_argument("--prompts", metavar="FILE", help="another VBench_full_info.json than that of vbench 0.1.5")
     parser.add_argument(
-        "--augmented_prompts", metavar="FILE", help="longer prompts to sample with, a line for each of all_dimension.txt"
+        "--augmented_prompts",
+        metavar="FILE",
+        help="longer prompts to sample with, a line for each of all_dimension.txt",
     )
     parser.add_argument("--videos_per_prompt", type=int, default=5, help="25 for VBench's static filter (default: 5)")
     parser.set_defaults(run=_export_vbench)
@@ -111,14 +113,22 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub repo of a joint or of a base pipeline")
     parser.add_argument("out", metavar="OUT", help="folder for videos, masks and manifest.jsonl")
     parser.add_argument("--dimensions", metavar="A,B", help="only the prompts of these (default: all)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts of each dimension, for a trial")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N prompts of each dimension, for a trial"
+    )
     parser.add_argument("--seed", type=int, default=0, help="base seed (default: 0)")
     parser.add_argument("--fps", type=int, default=8, help="frames a second of the videos (default: 8)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
+    )
     parser.add_argument("--variant", help="which of the checkpoint's weights to take, e.g. fp16")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repo")
-    parser.add_argument("--vae_tiling", action="store_true", help="decode in tiles: less memory, slightly other pixels")
-    parser.add_argument("--cpu_offload", action="store_true", help="keep what does not compute on the CPU: less memory")
+    parser.add_argument(
+        "--vae_tiling", action="store_true", help="decode in tiles: less memory, slightly other pixels"
+    )
+    parser.add_argument(
+        "--cpu_offload", action="store_true", help="keep what does not compute on the CPU: less memory"
+    )
     for name, kind in _CALL.items():
         parser.add_argument(f"--{name}", type=kind, help="default: the pipeline's")
 
@@ -172,5 +182,5 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _names(text: str | None) -> list[str] | None:
-    """What stands between commas."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    """What stands between commas; None for nothing."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()] or None

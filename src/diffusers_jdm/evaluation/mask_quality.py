@@ -110,9 +110,8 @@ def count(
     Raises:
         ValueError: as `iou`.
     """
-    thresholds = [
-        float(threshold) for threshold in thresholds
-    ]  # numpy's would make float64 of a float32 mask's comparison
+    # Python's floats: with NumPy's, a float32 mask would be compared as float64, and its 0.7 be below 0.7.
+    thresholds = [float(threshold) for threshold in thresholds]
     if not thresholds or sorted(set(thresholds)) != thresholds or not 0 < thresholds[0] <= thresholds[-1] <= 1:
         raise ValueError(f"thresholds must rise, above 0 and up to 1, got {thresholds}")
     predicted, true = _checked(predicted, true)
