@@ -5,9 +5,11 @@ import PIL.Image
 import pytest
 import small_models
 import torch
+from diffusers import DiffusionPipeline
 from small_data import joint_backbone, perturb
 
 from diffusers_jdm.data.video import write_video
+from diffusers_jdm.models import JDMMaskDecoder
 from diffusers_jdm.pipelines import pipeline_cogvideox_jdm, pipeline_modelscope_jdm
 from diffusers_jdm.roles import add_roles
 
@@ -93,10 +95,16 @@ def test_the_video_s_first_noise_is_that_of_a_joint_call(small, layout):
 
 def test_all_forms_of_a_mask_are_one(small, layout):
     expected = small(masks=layout).frames
-    array = layout[0].numpy()
+    array = layout[0].numpy()  # float32, so that PIL makes images of mode "F" of it
     images = [PIL.Image.fromarray(frame) for frame in (array * 255).astype(np.uint8)]
     still = PIL.Image.fromarray((array[0] * 255).astype(np.uint8))
+    palette = [PIL.Image.fromarray((38 * frame).astype(np.uint8), mode="P") for frame in array]  # of DAVIS: object 38
     forms = [layout[0], array, array.astype(bool), (array * 255).astype(np.uint8), array.astype(np.uint8)]
+    forms += [list(array.astype(np.uint8)), [list(layout[0].to(torch.uint8))], palette, array.astype(">f4")]
+    forms += [
+        [PIL.Image.fromarray(frame.astype(np.uint8)) for frame in array],
+        [PIL.Image.fromarray(f) for f in array],
+    ]
     for form in [*forms, images, [images], [image.convert("RGB") for image in images], still, list(array), array[0]]:
         assert torch.equal(small(masks=form).frames, expected)
     large = layout.repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -188,7 +196,8 @@ def test_each_object_gets_the_mask_that_segment_finds_of_it(small):
     latents = small(output_type="latent").frames
     own = {name: CALLS[small.family][name] for name in OWN[small.family]}
     for number, name in enumerate((RED, BLUE)):
-        alone = small.pipe.segment_latents(latents, [name], 2, guidance_scale=1.0, **own)
+        embeds = small.pipe.encode_names([name], False, *(own.values() or [None]), torch.device("cpu"))
+        alone = small.pipe.segment_latents(latents, embeds, 2, guidance_scale=1.0)
         assert torch.allclose(small.pipe.decode_masks(alone)[0], output.object_masks[0][number], atol=1e-4)
 
 
@@ -249,6 +258,8 @@ WRONG_VIDEOS = {
     "negative": (torch.full((9, 3, 16, 16), -1.0), r"must lie in \[0, 1\]"),
     "NaN": (np.full((9, 16, 16, 3), np.nan), r"must lie in \[0, 1\]"),
     "two sizes": ([np.zeros((16, 16, 3)), np.zeros((8, 8, 3))], "must be of one size"),
+    "words": (["a", "b"], "`video`: a cannot be read as a video"),
+    "objects": (np.array(["a"]), "a tensor of numbers, got <U1"),
     "three videos": (np.zeros((3, 9, 16, 16, 3)), "3 videos and 1 prompts"),
 }
 
@@ -264,7 +275,9 @@ WRONG_CALLS = {
     "a length that does not fit": ({"masks": np.ones((12, 16, 16)), "num_frames": None}, "use 9|use 17"),
     "masks for three": ({"masks": np.ones((3, 9, 16, 16))}, "are for 3 videos, and there are 1 prompts"),
     "masks that are large": ({"masks": np.full((9, 16, 16), 7.0)}, r"must lie in \[0, 1\]"),
-    "masks of words": ({"masks": ["a"]}, "`masks`"),
+    "masks of words": ({"masks": ["a"]}, "`masks`: a cannot be read as a video"),
+    "masks that are dark": ({"masks": np.full((9, 16, 16), 38, np.uint8)}, r"nowhere above 0\.149.*must be white"),
+    "masks without pixels": ({"masks": np.zeros((0, 16, 16), np.uint8)}, "hold something"),
     "objects as a string": ({"objects": RED}, "must be a list such as"),
     "no objects": ({"objects": []}, "at least one object|must be 1 lists"),
     "an empty name": ({"objects": [" "]}, "at least one object"),
@@ -289,3 +302,75 @@ def test_the_islands_tell_the_roles_as_training_does():
         for given, name in names.items():
             assert list(module.ROLES[given]) == role_vector(torch.tensor([ROLES[name]]))[0].tolist()
         assert list(module.NULL_MASK) == role_vector(torch.tensor([ROLES["video"]]))[0].tolist()
+
+
+def test_generators_that_are_not_one_a_mask(small, video):
+    for generators in ([], [seeded()], [seeded()] * 3):
+        with pytest.raises(ValueError, match=rf"got {len(generators)} generators for 2 masks"):
+            small.segment(video, [RED, BLUE], generator=generators)
+    assert len(small.segment(video, [RED, BLUE], generator=[seeded(), seeded()])) == 2
+
+
+def test_an_interrupted_call_has_no_object_masks(small):
+    def stop(pipe, i, t, tensors):
+        pipe._interrupt = True
+        return {}
+
+    output = small(objects=[RED], callback_on_step_end=stop, num_inference_steps=3)
+    assert output.object_masks is None and output.frames is not None and len(small.seen) == 1
+    assert small(objects=[RED]).object_masks is not None
+
+
+def test_names_are_encoded_before_the_denoiser_runs(small):
+    """So that with offloading the text encoder need not come back while the denoiser is on the device."""
+    order = []
+    small.pipe.text_encoder.register_forward_pre_hook(lambda *_: order.append("text"))
+    small.denoiser.register_forward_pre_hook(lambda *_: order.append("denoiser"))
+    small(objects=[RED, BLUE])
+    assert order == sorted(order, reverse=True) and order.count("denoiser") == 4
+    embeds = torch.zeros(1, small_models.TEXT_LENGTH, small_models.TEXT_DIM)
+    small.pipe.text_encoder = None
+    with pytest.raises(ValueError, match="`objects` need the text encoder"):
+        small(prompt=None, prompt_embeds=embeds, negative_prompt_embeds=embeds, objects=[RED])
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_the_vae_may_be_of_another_dtype(small, video, layout, dtypes):
+    small.denoiser.to(dtypes[0])
+    small.pipe.vae.to(dtypes[1])
+    assert small(masks=layout, objects=[RED], return_masks=True).object_masks[0].isfinite().all()
+    assert small.segment(video).isfinite().all()
+
+
+def test_a_pipeline_of_the_same_parts_keeps_the_mask_decoder(small):
+    temporal = {"cogvideox": 4, "modelscope": 1}[small.family]
+    spatial = {"cogvideox": 8, "modelscope": 2}[small.family]
+    decoder = JDMMaskDecoder(small_models.LATENT_CHANNELS, 8, 1, spatial, temporal)
+    small.pipe.register_modules(mask_decoder=decoder)
+    other = type(small.pipe).from_pipe(small.pipe)
+    assert other.mask_decoder is decoder and other.components["mask_decoder"] is decoder
+
+
+def test_the_fast_decoder_gives_masks_of_the_same_form(small, video, tmp_path):
+    temporal, spatial = {"cogvideox": (4, 8), "modelscope": (1, 2)}[small.family]
+    decoder = JDMMaskDecoder(small_models.LATENT_CHANNELS, 8, 1, spatial, temporal)
+    small.pipe.register_modules(mask_decoder=decoder)
+    slow, fast = (small(objects=[RED], return_masks=True, mask_decoder=name) for name in ("vae", "fast"))
+    assert torch.equal(slow.frames, fast.frames)
+    assert slow.masks.shape == fast.masks.shape and not torch.equal(slow.masks, fast.masks)
+    assert slow.object_masks[0].shape == fast.object_masks[0].shape
+    assert small.segment(video, mask_decoder="fast").shape == small.segment(video).shape
+    small.pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    call = CALLS[small.family] | {"output_type": "pt", "generator": seeded()}
+    assert torch.equal(again(**call, return_masks=True, mask_decoder="fast").masks, fast.masks)
+
+
+def test_another_model_s_condition_is_no_role():
+    """An LCM-like U-Net has 256 channels for its guidance scale there."""
+    backbone = joint_backbone("modelscope")
+    backbone.pipe.unet.register_to_config(time_cond_proj_dim=256)
+    with pytest.raises(ValueError, match="needs a checkpoint that was trained with roles"):
+        backbone.pipe(**CALLS["modelscope"], masks=np.ones((16, 16)))
+    assert backbone.pipe(**CALLS["modelscope"], inner_guidance_scale=1.0).frames is not None

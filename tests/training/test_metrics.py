@@ -90,6 +90,12 @@ def test_nothing_to_take_a_mean_of(accelerator, window):
     assert window.line(accelerator, joint=True)["loss"] == 0
 
 
+def test_a_window_without_a_video_that_is_generated(accelerator, window):
+    window.add(losses_of([2.0], [77.0], [2.0]), batch_of_roles(["segment"]), 0.0)
+    line = window.line(accelerator, joint=True)
+    assert line["loss"] == line["loss/mask"] == 2 and line["loss/video"] is None
+
+
 def test_direct_fine_tuning_has_no_mask(accelerator, window):
     prediction, target = torch.ones(2, 1, 4, 2, 2), torch.zeros(2, 1, 4, 2, 2)
     window.add(video_loss(prediction, target), batch_of([False, False], share=[0.0, 0.0]), 0.0)

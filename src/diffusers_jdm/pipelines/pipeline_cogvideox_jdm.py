@@ -41,6 +41,7 @@ DEFAULT_MASK_GUIDANCE_SCALE = 3.0
 # What the denoiser is told of its input by `timestep_cond`: video given, video left out, mask given, mask left out.
 ROLES = {None: (0, 0, 0, 0), "video": (1, 0, 0, 0), "mask": (0, 0, 1, 0)}
 NULL_MASK = (0, 0, 0, 1)
+ROLE_CHANNELS = 4
 SEGMENT_GUIDANCE_SCALE = 1.0
 
 
@@ -92,66 +93,67 @@ def masks_to_output(masks: torch.Tensor, output_type: str) -> torch.Tensor | np.
     return [[PIL.Image.fromarray(frame) for frame in video] for video in (masks * 255).round().astype("uint8")]
 
 
-def read_pixels(value: Any, name: str, dims: tuple[int, ...]) -> torch.Tensor:
-    """A video or masks in any form that diffusers knows, as a float tensor in [0, 1].
+def read_pixels(value: Any, name: str, is_mask: bool) -> torch.Tensor:
+    """A video or masks in any form that diffusers knows, as a float tensor in [0, 1]; channels come before height and width.
 
     Args:
-        value: the path of a video file; a list of PIL images, or a list of such lists; numpy or torch, bool, uint8 (0 to
-            255) or float in [0, 1], or a list of those of one size. Channels, if any, are last for numpy and third last
-            for torch.
+        value: the path of a video; a PIL image; numpy or torch, bool, uint8 (0 to 255, for masks also 0 and 1) or float in
+            [0, 1], with the channels of a video last for numpy and third last for torch; or a list of those, of one size.
         name: of the argument, for errors.
-        dims: numbers of dimensions that are allowed, channels included.
+        is_mask: of 2 to 4 dimensions, (H, W) to (B, F, H, W), without channels; else of 4 or 5, with channels.
 
     Raises:
         ValueError: for anything else; the message says what was expected.
     """
-    if isinstance(value, (str, os.PathLike)):
-        try:
-            value = load_video(os.fspath(value))
-        except Exception as error:  # of imageio, and of what it reads with
-            raise ValueError(f"`{name}`: {value} cannot be read as a video: {' '.join(str(error).split())}") from error
-    while isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError(f"`{name}` holds no frames.")
-        if isinstance(value[0], (list, tuple)):
-            value = [_stack(part, name) for part in value]
-        value = _stack(value, name)
-    value = np.asarray(value) if isinstance(value, PIL.Image.Image) else value
-    is_torch = isinstance(value, torch.Tensor)
-    if not is_torch and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
-        kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise ValueError(f"`{name}` must be a path, PIL images, a numpy array or a tensor of numbers, got {kind}.")
-    pixels = value.detach() if is_torch else torch.from_numpy(np.array(value))
-    if pixels.ndim not in dims or not pixels.numel():
-        raise ValueError(
-            f"`{name}` must have {' or '.join(map(str, dims))} dimensions and hold something, got {tuple(pixels.shape)}."
-        )
+    array = _as_array(value, name, is_mask)
+    if array.ndim not in ((2, 3, 4) if is_mask else (4, 5)) or 0 in array.shape:
+        dims = "2 to 4 dimensions, (H, W) to (B, F, H, W)," if is_mask else "4 or 5 dimensions"
+        raise ValueError(f"`{name}` must have {dims} and hold something, got {tuple(array.shape)}.")
+    is_torch = isinstance(array, torch.Tensor)
+    pixels = array.detach() if is_torch else torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     if pixels.dtype == torch.uint8:
-        pixels = pixels.float() / 255
+        pixels = pixels.float() / (1 if is_mask and pixels.max() <= 1 else 255)
     pixels = pixels.float()
     low, high = pixels.aminmax()
     if not (low >= 0 and high <= 1):  # NaN, too
         raise ValueError(
             f"`{name}` must lie in [0, 1] (or be uint8 in 0 to 255), got values from {low:g} to {high:g}."
         )
-    return pixels if is_torch or pixels.ndim < 4 or pixels.shape[-1] != 3 else pixels.movedim(-1, -3)
+    return pixels if is_torch or is_mask else pixels.movedim(-1, -3)
 
 
-def _stack(frames: Any, name: str) -> np.ndarray | torch.Tensor:
-    """Frames of one size and kind as one array."""
-    if isinstance(frames[0], torch.Tensor) and all(isinstance(frame, torch.Tensor) for frame in frames):
-        sizes, stack = {tuple(frame.shape) for frame in frames}, torch.stack
-    else:
-        frames = [np.asarray(frame) for frame in frames]
-        sizes, stack = {frame.shape for frame in frames}, np.stack
-    if len(sizes) > 1:
-        raise ValueError(f"the frames of `{name}` must be of one size, got {' and '.join(map(str, sorted(sizes)))}.")
-    return stack(list(frames))
+def _as_array(value: Any, name: str, is_mask: bool) -> np.ndarray | torch.Tensor:
+    """What `read_pixels` takes, as one array."""
+    if isinstance(value, (str, os.PathLike)):
+        try:
+            value = load_video(os.fspath(value))
+        except Exception as error:  # of imageio, and of what it reads with
+            raise ValueError(f"`{name}`: {value} cannot be read as a video: {' '.join(str(error).split())}") from error
+    if isinstance(value, PIL.Image.Image):
+        if not is_mask:
+            return np.asarray(value.convert("RGB"))
+        if value.mode == "P":  # as of DAVIS: the index is the object's number, 0 the background
+            return np.asarray(value) > 0
+        return np.asarray(value if value.mode in ("1", "L", "F") else value.convert("L"))
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError(f"`{name}` holds no frames.")
+        arrays = [_as_array(part, name, is_mask) for part in value]
+        sizes = {tuple(array.shape) for array in arrays}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the frames of `{name}` must be of one size, got {' and '.join(map(str, sorted(sizes)))}."
+            )
+        return torch.stack(arrays) if all(isinstance(a, torch.Tensor) for a in arrays) else np.stack(arrays)
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+        return value
+    kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+    raise ValueError(f"`{name}` must be a path, PIL images, a numpy array or a tensor of numbers, got {kind}.")
 
 
 def read_video(video: Any) -> torch.Tensor:
     """A video, or several, as float (B, F, 3, H, W) in [0, 1]; see [`read_pixels`]."""
-    pixels = read_pixels(video, "video", (4, 5))
+    pixels = read_pixels(video, "video", is_mask=False)
     pixels = pixels[None] if pixels.ndim == 4 else pixels
     if pixels.shape[2] != 3:
         raise ValueError(
@@ -162,19 +164,10 @@ def read_video(video: Any) -> torch.Tensor:
 
 def read_masks(masks: Any) -> torch.Tensor:
     """Masks as float (B, F, H, W) in [0, 1]; one image stands for a mask that does not move. See [`read_pixels`]."""
-    if isinstance(masks, (list, tuple)) and masks and isinstance(masks[0], PIL.Image.Image):
-        masks = [mask.convert("L") for mask in masks]
-    elif isinstance(masks, (list, tuple)) and masks and isinstance(masks[0], (list, tuple)):
-        masks = [[mask.convert("L") if isinstance(mask, PIL.Image.Image) else mask for mask in one] for one in masks]
-    elif isinstance(masks, PIL.Image.Image):
-        masks = masks.convert("L")
-    elif isinstance(masks, (str, os.PathLike)):
-        masks = read_video(masks)[0].mean(dim=1)
-    elif isinstance(masks, (np.ndarray, torch.Tensor)) and masks.dtype in (np.uint8, torch.uint8) and masks.max() <= 1:
-        masks = masks > 0  # 0 and 1
-    pixels = read_pixels(masks, "masks", (2, 3, 4))
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    return pixels[None] if pixels.ndim == 3 else pixels
+    pixels = read_pixels(masks, "masks", is_mask=True)
+    if pixels.max() > 0 and pixels.max() < 0.5:
+        raise ValueError(f"`masks` are nowhere above {pixels.max():g}: objects must be white, 1, or 255 for uint8.")
+    return pixels[(None,) * (4 - pixels.ndim)]
 
 
 def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -296,8 +289,9 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
     def from_pipe(cls, pipeline, **kwargs):
         """[`DiffusionPipeline.from_pipe`]; for a base pipeline, pass `transformer=` a joint one."""
         # diffusers hands a model on only if its class is exactly the type hint's, and ours is a subclass of it
-        if "transformer" in pipeline.components:
-            kwargs.setdefault("transformer", pipeline.transformer)
+        for name in ("transformer", "mask_decoder"):
+            if pipeline.components.get(name) is not None:
+                kwargs.setdefault(name, pipeline.components[name])
         return super().from_pipe(pipeline, **kwargs)
 
     # Read once and here: without the package, loading another repo puts its code into this module's file.
@@ -344,7 +338,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
 
     def check_roles(self, what: str) -> None:
         """Raises ValueError unless the transformer was trained with a video or a mask that is given."""
-        if self.transformer.config.get("time_cond_proj_dim") is None:
+        if self.transformer.config.get("time_cond_proj_dim") != ROLE_CHANNELS:
             raise ValueError(
                 f"{what} needs a checkpoint that was trained with roles, and this one was not: train it with "
                 "`--segment_probability` and `--layout_probability`."
@@ -364,6 +358,10 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         pixels = frames.movedim(1, 2) * 2 - 1  # [B, 3, F, H, W]
         latents = [self.vae.encode(one[None].to(device, self.vae.dtype)).latent_dist.mode() for one in pixels]
         return (torch.cat(latents) * self.vae_scaling_factor_image).permute(0, 2, 1, 3, 4).to(dtype)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """As the parent, for a VAE that may be of another dtype than the transformer."""
+        return super().decode_latents(latents.to(self.vae.dtype))
 
     def decode_masks(self, mask_latents: torch.Tensor, mask_decoder: str = "vae") -> torch.Tensor:
         """Mask latents (B, F', C, h, w) → soft masks (B, F, H, W) in [0, 1]: of the VAE, the mean over RGB."""
@@ -424,7 +422,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
                 height * factor, width * factor, latents.size(1), latents.device
             )
         roles = None
-        if config.get("time_cond_proj_dim") is not None and (given or inner):
+        if config.get("time_cond_proj_dim") == ROLE_CHANNELS and (given or inner):
             roles = torch.tensor([ROLES[given]] * (batch_size * (1 + guided)) + [NULL_MASK] * (batch_size * inner))
             roles = roles.to(latents)
 
@@ -617,6 +615,8 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         if objects is not None:
             self.check_roles("`objects`")
             objects = check_objects(objects, batch_size)
+            if self.text_encoder is None:
+                raise ValueError("`objects` need the text encoder, and the pipeline was loaded without it.")
         if layout is not None:
             self.check_roles("`masks`")
             layout = self.prepare_layout(layout, batch_size, num_frames, height, width)
@@ -649,6 +649,9 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         if do_classifier_free_guidance:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds], dim=0)
         prompt_embeds = prompt_embeds.to(self.transformer.dtype)
+        if objects is not None:  # now, so that the text encoder may leave the device before the transformer comes
+            names = [name for part in objects for name in part]
+            object_embeds = self.encode_names(names, SEGMENT_GUIDANCE_SCALE > 1, max_sequence_length, device)
 
         # 3. Timesteps. Both modalities share them (Eq. 10).
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
@@ -693,13 +696,13 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             negative_prompt_embeds=negative_prompt_embeds,
         )
         object_latents = None
-        if objects is not None:
+        if objects is not None and not self.interrupt:
+            counts = torch.tensor([len(part) for part in objects], device=device)
             object_latents = self.segment_latents(
-                latents.repeat_interleave(torch.tensor([len(names) for names in objects], device=device), dim=0),
-                [name for names in objects for name in names],
+                latents.repeat_interleave(counts, dim=0),
+                object_embeds,
                 num_inference_steps,
-                guidance_scale=SEGMENT_GUIDANCE_SCALE,
-                max_sequence_length=max_sequence_length,
+                SEGMENT_GUIDANCE_SCALE,
                 attention_kwargs=attention_kwargs,
             )
 
@@ -712,12 +715,12 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             if return_masks:
                 soft = self.decode_masks(mask_latents, mask_decoder) if layout is None else layout
                 masks = masks_to_output(soft, output_type)
-        if objects is not None:
+        if object_latents is not None:
             object_masks = [
                 part
                 if output_type == "latent"
                 else masks_to_output(self.decode_masks(part, mask_decoder), output_type)
-                for part in object_latents.split([len(names) for names in objects])
+                for part in object_latents.split(counts.tolist())
             ]
 
         self.maybe_free_model_hooks()
@@ -725,37 +728,38 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         output = JDMPipelineOutput(frames=frames, masks=masks, object_masks=object_masks)
         return output if return_dict else output.to_tuple()
 
+    def encode_names(self, prompts: list[str], guided: bool, max_sequence_length: int, device) -> torch.Tensor:
+        """(N, L, D), with `guided` (2N, L, D), those of the empty prompt first."""
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompts, None, guided, num_videos_per_prompt=1, max_sequence_length=max_sequence_length, device=device
+        )
+        embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
+        return embeds.to(self.transformer.dtype)
+
     def segment_latents(
         self,
         latents: torch.Tensor,
-        prompts: list[str],
+        prompt_embeds: torch.Tensor,
         num_inference_steps: int,
         guidance_scale: float,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        max_sequence_length: int = 226,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """The mask latents of what each prompt names in its video, of which there are the clean latents (B, F, C, h, w).
 
-        Without a generator, the noise follows from the latents.
+        `prompt_embeds` are those of [`encode_names`]. Without a generator, the noise follows from the latents.
         """
-        device, guided = latents.device, guidance_scale > 1
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompts, None, guided, num_videos_per_prompt=1, max_sequence_length=max_sequence_length, device=device
-        )
-        if guided:
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
         generator = mask_generators(latents) if generator is None else generator
-        noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=latents.dtype)
-        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device)
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, latents.device)
         return self.denoise(
             latents,
             noise * self.scheduler.init_noise_sigma,
-            prompt_embeds.to(self.transformer.dtype),
+            prompt_embeds,
             timesteps,
             num_inference_steps,
             given="video",
-            guided=guided,
+            guided=guidance_scale > 1,
             mask_guidance_scale=guidance_scale,
             mask_step_kwargs=self.prepare_extra_step_kwargs(generator, 0.0),
             attention_kwargs=attention_kwargs,
@@ -812,6 +816,10 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             raise ValueError(
                 f"there are {len(frames)} videos and {len(prompts)} prompts: give one prompt for each video."
             )
+        if isinstance(generator, list) and len(generator) != len(prompts):
+            raise ValueError(
+                f"got {len(generator)} generators for {len(prompts)} masks: pass one a mask, or one for all."
+            )
         num_frames, own_size = frames.shape[1], tuple(frames.shape[-2:])
         clip = 2 * self.vae_scale_factor_temporal
         padding = -(num_frames - 1) % clip
@@ -826,17 +834,14 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         # 2. Encode the video, and segment it
         self._guidance_scale, self._attention_kwargs = 1.0, attention_kwargs
         self._current_timestep, self._interrupt = None, False
+        device = self._execution_device
+        prompt_embeds = self.encode_names(prompts, guidance_scale > 1, max_sequence_length, device)
         frames = resize(frames, height, width)
         frames = torch.cat([frames, frames[:, -1:].expand(-1, padding, -1, -1, -1)], dim=1)
-        latents = self.encode_pixels(frames, self.transformer.dtype, self._execution_device)
+        latents = self.encode_pixels(frames, self.transformer.dtype, device)
+        latents = latents.expand(len(prompts), -1, -1, -1, -1)
         mask_latents = self.segment_latents(
-            latents.expand(len(prompts), -1, -1, -1, -1),
-            prompts,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            max_sequence_length,
-            attention_kwargs,
+            latents, prompt_embeds, num_inference_steps, guidance_scale, generator, attention_kwargs
         )
 
         # 3. Decode

@@ -138,7 +138,7 @@ class TrainConfig:
         if self.trains_roles and (self.objective == "direct" or self.exact_two_pass):
             other = "--objective direct" if self.objective == "direct" else "--exact_two_pass"
             raise ValueError(f"roles ({', '.join(f'--{name}' for name in ROLE_FLAGS)}) do not go with {other}.")
-        if sum(getattr(self, name) for name in ROLE_FLAGS) > 1:
+        if sum(getattr(self, name) for name in ROLE_FLAGS) > 1 + 1e-9:
             raise ValueError(f"{', '.join(f'--{name}' for name in ROLE_FLAGS)} must not be more than 1 together.")
         if self.lr_scheduler in FALLING and self.is_all_warmup:
             raise ValueError(

@@ -82,7 +82,7 @@ class Window:
         sums, samples = dict(zip(SUMS, total)), total[-1]
         line = {
             "loss": sums["loss"] / max(sums["weight"], 1e-8),
-            "loss/video": sums["video"] / max(sums["video_weight"], 1e-8),
+            "loss/video": sums["video"] / sums["video_weight"] if sums["video_weight"] else None,
         }
         if joint:
             line["loss/mask"] = sums["mask"] / sums["mask_weight"] if sums["mask_weight"] else None
