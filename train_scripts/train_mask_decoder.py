@@ -109,9 +109,21 @@ def load_backbone(args, backbone_class, base):
     return backbone_class(pipe)
 
 
+def sampling_errors(shape, generator):
+    """Noise like the errors of sampled latents, in a mixture of its own for each sample: white, the same in all frames
+    (CogVideoX's are half of it), and smooth (ModelScope's are). About unit variance, (B, C, F', h, w)."""
+    batch, channels, _, height, width = shape
+    still = torch.randn(batch, channels, 1, height, width, generator=generator)
+    coarse = torch.randn(batch, channels, -(-height // 4), -(-width // 4), generator=generator)
+    smooth = 1.5 * F.interpolate(coarse, (height, width), mode="bilinear").unsqueeze(2)
+    weights = torch.rand(3, batch, 1, 1, 1, 1, generator=generator)
+    white = torch.randn(shape, generator=generator)
+    return (weights[0] * white + weights[1] * still + weights[2] * smooth) / weights.square().sum(0).sqrt()
+
+
 @torch.no_grad()
 def teach(backbone, masks, noise, generator, args):
-    """What the VAE makes of masks, bool (F, H, W) each, the latents of the i-th with noise of standard deviation noise[i].
+    """What the VAE makes of masks, bool (F, H, W) each, the latents of the i-th with errors of standard deviation noise[i].
 
     Returns:
         Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
@@ -119,13 +131,13 @@ def teach(backbone, masks, noise, generator, args):
     device, half = backbone.pipe.vae.device, HALF[args.mixed_precision]
     pixels = torch.from_numpy(np.stack([mask_to_rgb(mask) for mask in masks])).to(device)
     with torch.autocast(device.type, half, enabled=half is not None):
-        latents = backbone.encode_pixels(pixels)
+        latents = backbone.encode_pixels(pixels).movedim(backbone.channel_dim, 1)  # [B, C, F', h, w]
         sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
-        latents = latents + (sigma * torch.randn(latents.shape, generator=generator)).to(device)
-        soft = backbone.pipe.decode_masks(latents)
+        latents = latents + (sigma * sampling_errors(latents.shape, generator)).to(device)
+        soft = backbone.pipe.decode_masks(latents.movedim(1, backbone.channel_dim))
     if not (torch.isfinite(latents).all() and torch.isfinite(soft).all()):
         raise TrainingError("the VAE gives NaN or inf for masks: try another --mixed_precision.")
-    return latents.movedim(backbone.channel_dim, 1).half().cpu(), soft.half().cpu()
+    return latents.half().cpu(), soft.half().cpu()
 
 
 # 2. The masks

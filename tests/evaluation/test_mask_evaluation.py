@@ -155,6 +155,14 @@ def test_ids_that_are_paths(tmp_path):
     assert evaluate_masks(tmp_path / "union", tmp_path)["union"]["micro"]["iou"] == 1
 
 
+def test_an_id_that_is_the_folder_of_another(tmp_path):
+    rows = [small_clips.clip_row(tmp_path, number) | {"id": name} for number, name in enumerate(("beach", "beach/0"))]
+    small_clips.write_rows(tmp_path, rows)
+    for number, row in enumerate(rows):
+        write_array(tmp_path / "union" / f"{row['id']}.npy", small_clips.clip(number).masks.any(0))
+    assert evaluate_masks(tmp_path / "union", tmp_path)["union"]["micro"]["iou"] == 1
+
+
 # ---- many videos
 
 
@@ -174,11 +182,14 @@ def test_memory_is_flat_over_the_videos(tmp_path):
     assert peaks[1] < peaks[0] + 200_000
 
 
-def test_many_missing_videos_are_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "missing, listed", [(5, "videos of .*true: 0, 1, 2, 3, 4"), (8, "videos .*: 0, 1, 2, 3, 4 and 3 more")]
+)
+def test_many_missing_videos_are_one_line(tmp_path, missing, listed):
     predicted, true = two_folders(tmp_path, count=12)
-    for number in range(8):
+    for number in range(missing):
         (predicted / f"{number}.npy").unlink()
-    with pytest.raises(ValueError, match=r"predicted lacks 8 videos of .*true: 0, 1, 2, 3, 4 and 3 more\.$"):
+    with pytest.raises(ValueError, match=rf"predicted lacks {missing} {listed}\.$"):
         evaluate_masks(predicted, true)
 
 
@@ -258,3 +269,7 @@ def test_the_table_of_objects(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "single objects (2)" in printed and printed.count("1.0000") == 4 * len(MEASURES)
     assert "Thresholds" not in printed  # binary masks
+    write_array(tmp_path / "soft" / "a.npy", soft_masks(0))
+    write_array(tmp_path / "true" / "a.npy", soft_masks(0) >= 0.05)
+    print_table(evaluate_masks(tmp_path / "soft", tmp_path / "true"))  # the precision is 1 at all thresholds
+    assert "The highest IoU is 1.0000, at 0.05." in capsys.readouterr().out

@@ -80,7 +80,11 @@ def damage(name):
             lambda p: replace(p, lambda q: q.with_suffix(".npz").write_text("hello")),
             r"predicted/1\.npz cannot be read as an array of masks: ",
         ),
-        "a cut-off zip": (lambda p: replace(p, cut_off_zip), r"predicted/1\.npz cannot be read as an array of masks: "),
+        "a damaged zip": (lambda p: replace(p, damaged_zip), r"predicted/1\.npz cannot be read as an array of masks: Bad CRC"),
+        "a damaged compressed zip": (
+            lambda p: replace(p, lambda q: damaged_zip(q, np.savez_compressed, 60)),
+            r"predicted/1\.npz cannot be read as an array of masks: Error -3",
+        ),
         "a text video": (
             lambda p: replace(p, lambda q: q.with_suffix(".mp4").write_text("hello\nworld" * 100)),
             r"predicted/1\.mp4 cannot be decoded: ",
@@ -120,10 +124,11 @@ def damage(name):
     return cases[name] if name else list(cases)
 
 
-def cut_off_zip(path):
-    np.savez(path.with_suffix(".npz"), a=np.random.default_rng(0).random((5, 24, 32)))
+def damaged_zip(path, save=np.savez, begin=2000):
+    """In the pixels, or in the tables of the compression before them."""
+    save(path.with_suffix(".npz"), a=soft_masks(1, num_frames=40))
     whole = path.with_suffix(".npz").read_bytes()
-    path.with_suffix(".npz").write_bytes(whole[:2000] + b"\0" * 500 + whole[2500:])
+    path.with_suffix(".npz").write_bytes(whole[:begin] + b"\xff" * 500 + whole[begin + 500 :])
 
 
 def two_sizes(path):

@@ -20,7 +20,7 @@ from huggingface_hub import (
 
 from .check import check_dataset
 from .manifest import SCHEMA, Manifest, is_inside
-from .media import exists, tar_of
+from .media import exists, members, tar_of
 
 MARK = "<!-- Written by diffusers-jdm, and anew with each push: take this line out to keep a text of your own. -->"
 FOOTAGE_COLUMNS = ("video", "depth", "hed")  # that name files
@@ -65,7 +65,8 @@ def push_dataset(
     """Checks a data set, writes its card and uploads it to the Hub; returns the names of the files.
 
     Args:
-        with_footage: upload the videos, too; their makers must have allowed it.
+        with_footage: upload the videos, too; their makers must have allowed it. Tars are uploaded as they are, so they
+            may hold nothing else.
         license: of the annotations, by the Hub's names, for example "cc-by-4.0".
         dry_run: do all but the upload. The card is written, to be looked at.
 
@@ -83,8 +84,8 @@ def push_dataset(
             f"check` lists them): {problems[0]}"
         )
     manifest, prepared = Manifest(folder), _read_prepared(folder)
-    _write_card(manifest, prepared, repo_id, license, with_footage)
     footage = _footage(manifest) if with_footage else []
+    _write_card(manifest, prepared, repo_id, license, with_footage)
     annotations = ["README.md", *(["prepare.json"] if prepared else []), *[path.name for path in manifest.files]]
     if not dry_run:
         try:
@@ -125,7 +126,7 @@ def _upload(
 
 
 def _footage(manifest: Manifest) -> list[str]:
-    """The files that the manifest's columns name, relative to its folder."""
+    """The files that the manifest's columns name, or the tars that they are in, relative to its folder."""
     names = set()
     for path in manifest.files:
         with pq.ParquetFile(path) as file:
@@ -135,8 +136,30 @@ def _footage(manifest: Manifest) -> list[str]:
     for name in sorted(names):
         if not is_inside(name) or not exists(manifest.folder / name):
             raise ValueError(f"nothing was uploaded, since {manifest.folder} holds no file {name!r}, which it names")
-    tars = {name: tar_of(manifest.folder / name) for name in names}
-    return sorted({name if tar is None else name.removesuffix(f"/{tar[1]}") for name, tar in tars.items()})
+    files, tars = set(), {}
+    for name in names:
+        inside = tar_of(manifest.folder / name)
+        if inside is None:
+            files.add(name)
+        else:
+            tars.setdefault(inside[0], set()).add(inside[1])
+    for tar, named in tars.items():
+        _check_tar(tar, named)
+    return sorted(files | {Path(tar).relative_to(manifest.folder).as_posix() for tar in tars})
+
+
+def _check_tar(tar: str, named: set[str]) -> None:
+    """Raises ValueError if a tar holds more than what rows name: clips that were dropped, or files of another kind."""
+    contents = members(tar)
+    others = [name for name in contents if name not in named] + [f"an older {name}" for name in contents.hidden]
+    if not others and not contents.damage:
+        return
+    more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+    problem = contents.damage or f"holds {others[0]!r}{more}, which no row names"
+    raise ValueError(
+        f"nothing was uploaded, since {tar} {problem}: `diffusers-jdm prepare --copy_videos` packs the kept clips into tars "
+        "of their own; or push without --with_footage"
+    )
 
 
 def _write_card(

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .manifest import is_inside
-from .media import exists, members, size_of
+from .media import exists, is_tar, members, size_of
 from .shards import count_shards, read_shard, write_shard
 from .stages import clips_of
 
@@ -19,9 +19,10 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 def find_videos(videos: str | os.PathLike, leave_out: str | os.PathLike | None = None) -> Iterator[dict[str, Any]]:
     """A row for each video below the folder, in the order of the paths; a clip's id is its path without suffixes.
 
-    A tar, as of WebDataset, counts as a folder.
+    A tar, as of WebDataset, counts as a folder; names that lead out of it are left out.
 
-    Links are followed, each folder once. A file that cannot be looked at is listed all the same, to be unreadable later.
+    Links are followed, each folder once. A file that cannot be looked at is listed all the same, to be unreadable later;
+    so is a tar that cannot be read, or, beside what was found in it, one that is damaged.
 
     Args:
         leave_out: a folder that is not looked into: the one that the training set goes to.
@@ -54,15 +55,17 @@ def find_videos(videos: str | os.PathLike, leave_out: str | os.PathLike | None =
 
 
 def _in_file(path: Path, name: str) -> Iterator[tuple[str, Path]]:
-    """The ids and paths of the videos that a file is or, being a tar, holds; a tar that cannot be read is one itself."""
+    """The ids and paths of the videos that a file is or, being a tar, holds; a damaged tar is one itself, too."""
     if path.suffix.lower() in SUFFIXES:
         yield name, path
-    elif path.suffix == ".tar" and path.is_file():
+    elif is_tar(path):
         try:
-            inside = sorted(members(path))
+            inside = members(path)
         except OSError:
             yield name, path
             return
+        if inside.damage:
+            yield name, path
         for member in map(PurePosixPath, inside):
             if member.suffix.lower() in SUFFIXES and is_inside(str(member)):
                 yield f"{name}/{member.with_suffix('')}", path / member

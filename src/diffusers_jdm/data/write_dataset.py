@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from .engine import check_inputs
 from .filters import KEPT, judge
 from .manifest import SCHEMA, write_manifest
-from .media import exists, tar_of
+from .media import exists, is_tar, members, size_of, tar_of, write_tar
 from .report import write_report
 from .settings import PrepareSettings
 from .shards import COLUMNS, count_shards, read_clips
@@ -92,9 +92,12 @@ def write_dataset(folder: str | os.PathLike, settings: PrepareSettings, copy_vid
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     counts: Counter[str] = Counter()
+    tars: dict[Path, dict[str, str]] = {}
     with pq.ParquetWriter(partial / "verdicts.parquet", VERDICTS, compression="zstd") as verdicts:
-        rows = judged(folder, settings, copy_videos, verdicts, counts)
+        rows = judged(folder, settings, copy_videos, verdicts, counts, tars)
         write_manifest(partial / "manifest", rows, schema=dataset_schema())
+    for tar, kept in tars.items():
+        place_tar(tar, kept, copy_videos)
     (partial / "prepare.json").write_text(json.dumps(provenance(folder, settings, counts), indent=2) + "\n")
     write_report(all_clips(folder, settings), settings.filters, folder / "report.html", frames_of)
     (folder / "verdicts").mkdir(exist_ok=True)
@@ -109,8 +112,18 @@ def write_dataset(folder: str | os.PathLike, settings: PrepareSettings, copy_vid
     return dict(counts)
 
 
-def judged(folder: Path, settings: PrepareSettings, copy_videos: bool, verdicts: pq.ParquetWriter, counts: Counter):
-    """The manifest's rows, of the kept clips; the verdicts on all are written and counted on the way."""
+def judged(
+    folder: Path,
+    settings: PrepareSettings,
+    copy_videos: bool,
+    verdicts: pq.ParquetWriter,
+    counts: Counter,
+    tars: dict[Path, dict[str, str]],
+):
+    """The manifest's rows, of the kept clips; the verdicts on all are written and counted on the way.
+
+    Their videos are placed, but for those in tars, which are noted in `tars`, for `place_tar`.
+    """
     batch = []
     for clip in all_clips(folder, settings):
         verdict = judge(clip, settings.filters)
@@ -120,7 +133,7 @@ def judged(folder: Path, settings: PrepareSettings, copy_videos: bool, verdicts:
             verdicts.write_table(pa.Table.from_pylist(batch, schema=VERDICTS))
             batch = []
         if verdict.clip == KEPT:
-            yield manifest_row(clip, verdict, place_video(folder, clip, copy_videos))
+            yield manifest_row(clip, verdict, place_video(folder, clip, copy_videos, tars))
     verdicts.write_table(pa.Table.from_pylist(batch, schema=VERDICTS))
 
 
@@ -162,32 +175,69 @@ def manifest_row(clip, verdict, video: str) -> dict[str, Any]:
     return clip | {"video": video, "regions": regions, "cmi": cmi}
 
 
-def place_video(folder: Path, clip: dict[str, Any], copy: bool) -> str:
-    """The clip's file, or the tar that it is in, in `videos/`: a link to where it lies, or a copy. Returns the clip's path."""
+def place_video(folder: Path, clip: dict[str, Any], copy: bool, tars: dict[Path, dict[str, str]]) -> str:
+    """The clip's file in `videos/`: a link to where it lies, or a copy. Returns its path there.
+
+    tars: takes what lies in one: the tar's place → the name in it → where the video is now.
+    """
     place, inside = place_of(clip), tar_of(clip["video"])
     source, target = Path(clip["video"]), folder / place
     if inside is not None:
-        source, target = Path(inside[0]), Path(str(target).removesuffix(f"/{inside[1]}"))
-    is_copy = target.is_file() and not target.is_symlink() and target.stat().st_size == source.stat().st_size
-    if is_copy:  # or an importer's own
-        return place
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    if copy:
-        shutil.copyfile(source, temporary)
-    else:
-        temporary.symlink_to(source)
-    os.replace(temporary, target)
+        tars.setdefault(Path(str(target).removesuffix(f"/{inside[1]}")), {})[inside[1]] = clip["video"]
+    elif not (is_copy(target, source) and target.stat().st_size == source.stat().st_size):  # or an importer's own
+        put(target, source, (lambda path: shutil.copyfile(source, path)) if copy else None)
     return place
 
 
+def place_tar(target: Path, videos: dict[str, str], copy: bool) -> None:
+    """A tar's kept clips in `videos/`: a link to the tar, or a tar of these alone, which can be published.
+
+    videos: the name in the tar → where it is now: in the tar, or in a copy from when the tar still had it.
+    """
+    sources = {Path(tar_of(video)[0]) for video in videos.values()}
+    is_link = target.is_symlink() or not target.exists()
+    others = [tar for tar in sources if is_link or not target.samefile(tar)]
+    if not others:
+        return  # the copy is all that is left
+    newest = max(others, key=lambda tar: tar.stat().st_mtime)
+    sizes = {name: size_of(video) for name, video in videos.items()}
+    if is_copy(target, newest) and {name: size for name, (_, size) in members(target).items()} == sizes:
+        return
+    is_one = len(sources) == 1  # otherwise no link leads to all of them
+    put(target, newest, None if is_one and not copy else lambda path: write_tar(path, videos))
+
+
+def is_copy(target: Path, source: Path) -> bool:
+    """Whether `put` has made one since the source changed; by the whole second, as some file systems keep no more."""
+    return target.is_file() and not target.is_symlink() and int(target.stat().st_mtime) == int(source.stat().st_mtime)
+
+
+def put(target: Path, source: Path, write: Callable[[Path], Any] | None) -> None:
+    """A file that `write` makes, with the source's time, or a link to the source; it appears when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    if write is None:
+        temporary.symlink_to(source)
+    else:
+        write(temporary)
+        os.utime(temporary, (source.stat().st_mtime,) * 2)
+    os.replace(temporary, target)
+
+
 def place_of(clip: dict[str, Any]) -> str:
-    """Where a clip's video belongs, relative to the folder: `videos/ID.SUFFIX`, or `videos/TAR.tar/NAME.SUFFIX`."""
-    suffix, inside = Path(clip["video"]).suffix, tar_of(clip["video"])
-    if inside is None:
-        return f"videos/{clip['id']}{suffix}"
-    return f"videos/{clip['id'].removesuffix(inside[1].removesuffix(suffix)).removesuffix('/')}.tar/{inside[1]}"
+    """Where a clip's video belongs, relative to the folder: `videos/ID.SUFFIX`, or `videos/TAR.tar/NAME.SUFFIX`.
+
+    That it is in a tar is told by the path alone, as the tar may be gone: the id has the tar's name without its suffix.
+    """
+    video = Path(clip["video"])
+    file = f"{clip['id']}{video.suffix}"
+    for tar in filter(is_tar, video.parents):
+        name = video.relative_to(tar).as_posix()
+        tar_id = file.removesuffix(f"/{name}")
+        if tar_id != file and tar.with_suffix("").as_posix().endswith(f"/{tar_id}"):
+            return f"videos/{tar_id}{tar.suffix}/{name}"
+    return f"videos/{file}"
 
 
 def provenance(folder: Path, settings: PrepareSettings, counts: dict[str, int]) -> dict[str, Any]:

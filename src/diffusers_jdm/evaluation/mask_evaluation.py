@@ -101,9 +101,9 @@ def print_table(result: dict[str, Any]) -> None:
     if all(len(set(values)) == 1 for values in macro.values()):
         return  # black and white masks: there is nothing to see
     print("\nThresholds, macro, all objects together")
-    print(" " * 5 + "".join(f"{title:>22}" for title in TITLES.values()))
+    print(" " * 5 + "".join(f"{key:>15}" for key in TITLES))
     for k, threshold in enumerate(thresholds):
-        print(f"{threshold:5.2f}" + "".join(f"{macro[key][k]:22.4f}" for key in TITLES))
+        print(f"{threshold:5.2f}" + "".join(f"{macro[key][k]:15.4f}" for key in TITLES))
     best = int(np.argmax(macro["iou"]))
     print(f"The highest IoU is {macro['iou'][best]:.4f}, at {thresholds[best]:g}.")
 

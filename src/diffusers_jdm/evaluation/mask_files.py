@@ -169,7 +169,7 @@ def open_masks(*folders: str | os.PathLike) -> list[MaskSource]:
     """
     manifests = {folder: MaskManifest(folder) for folder in folders if any(Path(folder).glob("*.parquet"))}
     ids = [name for manifest in manifests.values() for name in manifest.videos]
-    groups = {str(parent) for name in ids for parent in PurePosixPath(name).parents} - set(ids)
+    groups = {str(parent) for name in ids for parent in PurePosixPath(name).parents}
     return [manifests.get(folder) or MaskFolder(folder, frozenset(groups)) for folder in folders]
 
 
@@ -254,7 +254,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() == ".png" and path.is_file()]
+    return [path for path in _visible(folder) if path.suffix.lower() == ".png"]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
