@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-train shapes shapes-joint clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train shapes shapes-joint shapes-roles clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-roles: setup  ## one checkpoint in three directions: joint, video → mask, mask → video, and single objects
+	$(BIN)/python benchmarks/bench_roles.py
 
 bench-shapes: setup
 	$(BIN)/python benchmarks/bench_shapes.py
@@ -62,6 +65,9 @@ shapes: setup  ## train the small checkpoints again, from nothing; hours on a CP
 
 shapes-joint: setup  ## the joint CogVideoX alone, from the shipped base, to outputs/shapes/joint; an hour on a CPU
 	examples/shapes/train.sh $(BIN) joint
+
+shapes-roles: setup  ## roles and the mask decoder, from the shipped joint model, to outputs/shapes/roles; an hour on a CPU
+	examples/shapes/train.sh $(BIN) roles
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache

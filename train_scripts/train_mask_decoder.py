@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 
 from diffusers_jdm.data.hub_dataset import resolve
 from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.models import JDMMaskDecoder
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 from diffusers_jdm.training.errors import TrainingError, exit_clearly, one_line
@@ -56,6 +55,7 @@ def parse_args(argv=None):
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
     parser.add_argument("--dice_weight", type=float, default=0.0, help="of a Dice loss beside the cross-entropy")
+    parser.add_argument("--grey_proportion", type=float, default=0.3, help="share of the masks in two greys")
     parser.add_argument("--noise_proportion", type=float, default=0.5, help="share of the masks with noisy latents")
     parser.add_argument("--max_noise", type=float, default=0.3, help="its standard deviation is drawn up to here")
     parser.add_argument("--pool_size", type=int, default=256, help="masks, decoded by the VAE, to draw batches from")
@@ -72,7 +72,7 @@ def parse_args(argv=None):
     for name in (*positive, "heldout_samples", "validation_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("lr_warmup_steps", "dice_weight", "noise_proportion", "max_noise", "seed"):
+    for name in ("lr_warmup_steps", "dice_weight", "grey_proportion", "noise_proportion", "max_noise", "seed"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
     return args
@@ -123,13 +123,14 @@ def sampling_errors(shape, generator):
 
 @torch.no_grad()
 def teach(backbone, masks, noise, generator, args):
-    """What the VAE makes of masks, bool (F, H, W) each, the latents of the i-th with errors of standard deviation noise[i].
+    """What the VAE makes of masks, fp32 in [0, 1], (F, H, W) each, the latents of the i-th with errors of standard deviation
+    noise[i].
 
     Returns:
         Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
     """
     device, half = backbone.pipe.vae.device, HALF[args.mixed_precision]
-    pixels = torch.from_numpy(np.stack([mask_to_rgb(mask) for mask in masks])).to(device)
+    pixels = torch.from_numpy(np.stack(masks)).to(device).unsqueeze(-1).expand(-1, -1, -1, -1, 3) * 2 - 1
     with torch.autocast(device.type, half, enabled=half is not None):
         latents = backbone.encode_pixels(pixels).movedim(backbone.channel_dim, 1)  # [B, C, F', h, w]
         sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
@@ -144,15 +145,15 @@ def teach(backbone, masks, noise, generator, args):
 
 
 def union_of_some(source, index, rng):
-    """The union of a random non-empty subset of a clip's objects: bool, (F, H, W). May raise BadSampleError."""
+    """The union of a random non-empty subset of a clip's objects: fp32, 0 or 1, (F, H, W). May raise BadSampleError."""
     row = source.row(index)
     if not row["regions"]:
         raise BadSampleError("it has no objects")
-    return source.masks(row, sample_subset(rng, len(row["regions"]))).any(axis=0)
+    return source.masks(row, sample_subset(rng, len(row["regions"]))).any(axis=0).astype(np.float32)
 
 
-def draw_mask(source, indices, rng):
-    """A mask of one of these clips, flipped and shifted at random: bool, (F, H, W)."""
+def draw_mask(source, indices, rng, grey_proportion):
+    """A mask of one of these clips, flipped and shifted at random: fp32 in [0, 1], (F, H, W)."""
     for _ in range(MAX_TRIES):
         try:
             mask = union_of_some(source, indices[rng.integers(len(indices))], rng)
@@ -162,14 +163,18 @@ def draw_mask(source, indices, rng):
         mask = np.flip(mask, [axis for axis in range(3) if rng.random() < 0.5])
         # What leaves the frame comes in again on the other side: so objects touch the border, too.
         shifts = [int(rng.integers(-(size // 4), size // 4 + 1)) for size in mask.shape[1:]]
-        return np.roll(mask, shifts, (1, 2))
+        mask = np.roll(mask, shifts, (1, 2))
+        if rng.random() < grey_proportion:  # a model may leave its masks pale
+            black, white = rng.uniform(0, 0.5), rng.uniform(0.4, 1)
+            mask = (black + (white - black) * mask).astype(np.float32)
+        return mask
     raise TrainingError(f"{MAX_TRIES} clips were tried, and none gives a mask; the last: {reason}")
 
 
 def draw_batch(backbone, source, indices, rng, args):
     """Latents and soft masks of a batch of drawn masks, as `teach` gives them; some of the latents are noisy."""
     size = args.train_batch_size
-    masks = [draw_mask(source, indices, rng) for _ in range(size)]
+    masks = [draw_mask(source, indices, rng, args.grey_proportion) for _ in range(size)]
     noise = (rng.random(size) < args.noise_proportion) * rng.uniform(0, args.max_noise, size)
     return teach(backbone, masks, noise, torch.Generator().manual_seed(int(rng.integers(2**31))), args)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import shutil
 import tarfile
 
@@ -14,21 +15,26 @@ from diffusers_jdm.data import media
 from diffusers_jdm.data.check import check_dataset
 from diffusers_jdm.data.hub_dataset import push_dataset
 from diffusers_jdm.data.listing import find_videos
-from diffusers_jdm.data.manifest import Manifest
+from diffusers_jdm.data.manifest import BadSampleError, Manifest
 from diffusers_jdm.data.prepare import prepare
 from diffusers_jdm.data.settings import read_settings
 from diffusers_jdm.data.shapes import sample_clip
 from diffusers_jdm.data.video import probe, read_frames, write_video
+from diffusers_jdm.data.write_dataset import place_of, place_video, report
 from diffusers_jdm.training.fingerprint import clip_key
 from diffusers_jdm.training.videos import VideoSource
 
 
-def pack(tar, files):
-    """files: name in the tar → bytes."""
+def pack(tar, files, mode="w"):
+    """files: name in the tar → bytes, or a link's type and target, or a pax header and bytes."""
     tar.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(tar, "w") as archive:
+    with tarfile.open(tar, mode) as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
+            if isinstance(content, tuple) and isinstance(content[0], dict):
+                info.pax_headers, content = content
+            elif isinstance(content, tuple):
+                (info.type, info.linkname), content = content, b""
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return tar
@@ -88,8 +94,11 @@ def test_the_set_is_the_same_as_of_files(videos, tmp_path):
 def test_copies_outlive_the_tars_and_are_what_is_pushed(videos, tmp_path):
     tars, out = tmp_path / "tars", tmp_path / "out"
     shutil.copytree(videos[1], tars)
-    prepared(tars, out, copy_videos=True)
+    rows = prepared(tars, out, copy_videos=True)
+    (tars / "01.tar").unlink()
+    assert prepared(tars, out, copy_videos=True) == prepared(tars, out) == rows
     shutil.rmtree(tars)
+    assert "is missing" not in report(out, read_settings(changes=shapes_backends.CHANGES)).read_text()
     assert check_dataset(out) == []
     pushed = push_dataset(out, "org/set", with_footage=True, dry_run=True)
     assert [name for name in pushed if name.startswith("videos")] == ["videos/00.tar", "videos/01.tar"]
@@ -112,10 +121,12 @@ def test_broken_tars_are_told_clip_by_clip(videos, tmp_path):
     rows = prepared(folder, tmp_path / "out")
     assert set(rows) == {"cut/clip-0", "01/clip-2", "01/clip-3"}
     verdicts = {row["id"]: row for row in pq.read_table(tmp_path / "out/verdicts/verdicts.parquet").to_pylist()}
-    broken = {"compressed", "none", "cut/clip-1", "leaves/good"}
-    assert set(verdicts) - set(rows) - {"empty"} == broken
+    broken = {"compressed", "none", "empty", "cut", "cut/clip-1", "leaves/good"}
+    assert set(verdicts) - set(rows) == broken
     assert all(verdicts[name]["verdict"] == "unreadable" and verdicts[name]["error"] for name in broken)
-    assert "cut.tar is cut off, in clip-1.mp4" in verdicts["cut/clip-1"]["error"]
+    assert "cut.tar is cut off" in verdicts["cut/clip-1"]["error"]
+    assert all("cannot be read as a tar" in verdicts[name]["error"] for name in ("compressed", "none", "empty"))
+    assert "cut.tar is cut off or damaged: unexpected end of data" in verdicts["cut"]["error"]
 
 
 def test_a_name_that_is_not_in_the_tar(videos):
@@ -136,3 +147,152 @@ def test_a_tar_that_changed_is_read_anew(tmp_path):
     assert list(media.members(tar)) == ["a.mp4"]
     pack(tar, {"a.mp4": b"old", "b.mp4": b"new"})
     assert list(media.members(tar)) == ["a.mp4", "b.mp4"]
+
+
+def test_a_clip_s_place_is_told_by_its_path_alone():
+    """None of these is there."""
+    for clip_id, video, place in (
+        ("clip", "/v/clip.mp4", "clip.mp4"),
+        ("a/00/clip", "/v/a/00.tar/clip.mp4", "a/00.tar/clip.mp4"),
+        ("00/x/clip.1", "/v/00.TAR/x/clip.1.MP4", "00.TAR/x/clip.1.MP4"),
+        ("00/in.tar/clip", "/v/00.tar/in.tar/clip.mp4", "00.tar/in.tar/clip.mp4"),
+        ("00.tar/clip", "/v/00.tar/clip.mp4", "00.tar/clip.mp4"),  # in a folder of that name
+        ("clip", "/v.tar/clip.mp4", "clip.mp4"),  # below one
+        ("v/clip", "/v/v.tar/v/clip.mp4", "v/clip.mp4"),
+    ):
+        assert place_of({"id": clip_id, "video": video}) == f"videos/{place}"
+
+
+def test_only_what_rows_name_is_pushed(videos, tmp_path):
+    part, out, other = pack_mixed(videos, tmp_path / "tars/00.tar"), tmp_path / "out", tmp_path / "other"
+    rows = prepared(part.parent, out)
+    assert set(rows) == {"00/clip-0", "00/clip-1", "00/x/same"}
+    refused = r"nothing was .*videos/00.tar holds 'grey.mp4' and 2 more, which no row names: .*--copy_videos"
+    with pytest.raises(ValueError, match=refused):
+        push_dataset(out, "org/set", with_footage=True, dry_run=True)
+    assert "README.md" in push_dataset(out, "org/set", dry_run=True)
+    assert prepared(part.parent, out, copy_videos=True) == rows
+    copy = out / "videos/00.tar"
+    assert list(media.members(copy)) == ["clip-0.mp4", "clip-1.mp4", "x/same.mp4"] and check_dataset(out) == []
+    assert "videos/00.tar" in push_dataset(out, "org/set", with_footage=True, dry_run=True)
+
+    before, content = copy.stat(), copy.read_bytes()
+    prepared(part.parent, out, copy_videos=True)
+    prepared(part.parent, out)
+    assert copy.stat() == before  # not written anew
+    media.write_tar(other, {name: part / name for name in reversed([*media.members(copy)])})
+    assert other.read_bytes() == content
+
+    pack(copy, {"clip-0.mp4": files_of(videos)["clip-0.mp4"]}, "a")
+    with pytest.raises(ValueError, match=r"holds 'an older clip-0.mp4', which no row names"):
+        push_dataset(out, "org/set", with_footage=True, dry_run=True)
+    copy.write_bytes(content + content)
+    with pytest.raises(ValueError, match=r"00.tar goes on after its end mark"):
+        push_dataset(out, "org/set", with_footage=True, dry_run=True)
+
+
+def files_of(videos):
+    return {path.name: path.read_bytes() for path in sorted((videos[0] / "00").iterdir())}
+
+
+def pack_mixed(videos, tar):
+    """With a clip that is dropped, links, and a file that is no video."""
+    grey = tar.parent.parent / "grey.mp4"
+    write_video(grey, np.full((9, 48, 48, 3), 128, np.uint8), 8)
+    more = {"grey.mp4": grey.read_bytes(), "private.json": b"{}"}
+    links = {"x/same.mp4": (tarfile.SYMTYPE, "../clip-0.mp4"), "last.json": (tarfile.LNKTYPE, "private.json")}
+    return pack(tar, files_of(videos) | more | links)
+
+
+def test_a_changed_source_is_copied_anew(videos, tmp_path):
+    """Also within the same size, to which tars are padded."""
+    tar, out, clips = tmp_path / "tars/00.tar", tmp_path / "out", files_of(videos)
+    pack(tar, {"clip-0.mp4": clips["clip-0.mp4"], "filler": bytes(len(clips["clip-1.mp4"]))})
+    os.utime(tar, (1e9, 1e9))
+    assert list(prepared(tar.parent, out, copy_videos=True)) == ["00/clip-0"]
+    size = tar.stat().st_size
+    pack(tar, clips)
+    assert tar.stat().st_size == size
+    assert list(prepared(tar.parent, out, copy_videos=True)) == ["00/clip-0", "00/clip-1"]
+    assert check_dataset(out) == []
+    pack(tar, {"clip-1.mp4": clips["clip-1.mp4"]})  # the other is only in the copy now
+    assert list(prepared(tar.parent, out)) == ["00/clip-0", "00/clip-1"] and check_dataset(out) == []
+
+    clip, source, place = {"id": "a", "video": str(tmp_path / "a.mp4")}, tmp_path / "a.mp4", tmp_path / "videos/a.mp4"
+    for content, time in ((b"old", 1e9), (b"new", 2e9)):
+        source.write_bytes(content)
+        os.utime(source, (time, time))
+        place_video(tmp_path, clip, copy=True, tars={})
+        assert place.read_bytes() == content
+
+
+def test_links_in_a_tar_are_what_they_lead_to(tmp_path):
+    links = {
+        "hard.mp4": (tarfile.LNKTYPE, "./x/a.mp4"),
+        "soft.mp4": (tarfile.SYMTYPE, "x/a.mp4"),
+        "y/z.mp4": (tarfile.SYMTYPE, "../hard2.mp4"),
+        "hard2.mp4": (tarfile.LNKTYPE, "soft.mp4"),
+        "later.mp4": (tarfile.SYMTYPE, "last.mp4"),
+        "none.mp4": (tarfile.SYMTYPE, "nothing.mp4"),
+        "out.mp4": (tarfile.SYMTYPE, "../a.mp4"),
+        "round.mp4": (tarfile.SYMTYPE, "round2.mp4"),
+        "round2.mp4": (tarfile.SYMTYPE, "round.mp4"),
+    }
+    tar = pack(tmp_path / "tars/a.tar", {"x/a.mp4": b"content"} | links | {"last.mp4": b"last"})
+    sizes = {row["id"]: row["bytes"] for row in find_videos(tar.parent)}
+    alive = dict.fromkeys(("a/x/a", "a/hard", "a/soft", "a/y/z", "a/hard2"), 7) | {"a/later": 4, "a/last": 4}
+    assert sizes == alive | dict.fromkeys(("a/none", "a/out", "a/round", "a/round2"), -1)
+    with media.opened(tar / "y/z.mp4") as file:
+        assert file.read() == b"content"
+    with pytest.raises(OSError, match=r"none.mp4 in .*a.tar is a link that leads to no file in the tar"):
+        media.size_of(tar / "none.mp4")
+
+
+@pytest.mark.parametrize(
+    ("damage", "found", "reason"),
+    [
+        (lambda whole: whole[:1024] + b"Z" * 20 + whole[1044:], ["a/a"], "is damaged at byte 1024: what follows"),
+        (lambda whole: whole[:2048], ["a/a", "a/b"], "is cut off: it has no end mark"),
+        (lambda whole: whole + whole, ["a/a", "a/b", "a/c"], "goes on after its end mark"),
+        (lambda whole: whole[:1664], ["a/a", "a/b"], "is cut off or damaged: unexpected end"),
+    ],
+)
+def test_a_damaged_tar_is_listed_itself(tmp_path, damage, found, reason):
+    tar = pack(tmp_path / "a.tar", {f"{name}.mp4": name.encode() for name in "abc"})
+    tar.write_bytes(damage(tar.read_bytes()))
+    rows = {row["id"]: row for row in find_videos(tmp_path)}
+    assert sorted(rows) == ["a", *found] and rows["a"]["bytes"] == -1
+    with pytest.raises(BadSampleError, match=f"a.tar cannot be decoded: .*a.tar {reason}"):
+        probe(rows["a"]["video"])
+
+
+def test_tars_by_any_name(videos, tmp_path):
+    shutil.copy(videos[1] / "00.tar", tmp_path / "A.TAR")
+    for name, to in (("gone", "nothing"), ("round", "round.tar"), ("linked", "A.TAR")):
+        (tmp_path / f"{name}.tar").symlink_to(to)
+    os.mkfifo(tmp_path / "pipe.tar")
+    rows = {row["id"]: row for row in find_videos(tmp_path)}
+    assert sorted(rows) == ["A/clip-0", "A/clip-1", "gone", "linked/clip-0", "linked/clip-1", "pipe", "round"]
+    assert [name for name, row in rows.items() if row["bytes"] < 0] == ["gone", "pipe", "round"]
+    assert probe(rows["A/clip-0"]["video"])["num_frames"] == 9
+    with pytest.raises(BadSampleError, match=r"pipe.tar is no regular file"):
+        probe(rows["pipe"]["video"])
+
+
+def test_sparse_and_other_members_are_unreadable(tmp_path):
+    sparse = {"GNU.sparse.map": "0,3,1000,3", "GNU.sparse.size": "1003"}, b"abcdef"
+    tar = pack(tmp_path / "a.tar", {"a.mp4": sparse, "b.mp4": (tarfile.FIFOTYPE, ""), "c.mp4": b"c" * 2000})
+    assert [row["bytes"] for row in find_videos(tmp_path)] == [-1, -1, 2000]
+    with pytest.raises(BadSampleError, match=r"a.mp4 in .* is stored sparsely"):
+        probe(tar / "a.mp4")
+    with pytest.raises(BadSampleError, match=r"b.mp4 in .* is no regular file"):
+        probe(tar / "b.mp4")
+
+
+def test_many_tars_stay_known(tmp_path):
+    tar = pack(tmp_path / "0.tar", {f"{number:08d}.mp4": b"x" for number in range(1000)})
+    assert media._members.cache_parameters()["maxsize"] >= 1000
+    contents = media.members(tar)
+    assert contents._names.nbytes + contents._places.nbytes <= 30_000
+    assert all(contents[f"{number:08d}.mp4"][0] == 512 + 1024 * number for number in range(1000))
+    assert not {"0", "00000500.mp", "00000500.mp4x", "~"} & set(contents) and "00000500.mp" not in contents

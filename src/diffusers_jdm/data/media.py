@@ -13,7 +13,7 @@ from posixpath import dirname, join, normpath
 
 import numpy as np
 
-TARS_IN_MEMORY = 10_000  # of which each process keeps the contents: 16 bytes a member and its name, 40 kB for 1,000
+TARS_IN_MEMORY = 10_000  # of which each process keeps the contents: 16 bytes a member and its name, 30 kB for 1,000
 
 REASONS = (
     "is cut off",
@@ -64,7 +64,7 @@ def tar_of(path: str | os.PathLike) -> tuple[str, str] | None:
     if ".tar" not in path.lower():
         return None
     for parent in (Path(path), *Path(path).parents):
-        if is_tar(parent) and parent.is_file():
+        if is_tar(parent) and parent.exists() and not parent.is_dir():
             return str(parent), Path(path).relative_to(parent).as_posix()
     return None
 

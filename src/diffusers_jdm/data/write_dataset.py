@@ -195,8 +195,8 @@ def place_tar(target: Path, videos: dict[str, str], copy: bool) -> None:
     videos: the name in the tar → where it is now: in the tar, or in a copy from when the tar still had it.
     """
     sources = {Path(tar_of(video)[0]) for video in videos.values()}
-    is_link = target.is_symlink() or not target.exists()
-    others = [tar for tar in sources if is_link or not target.samefile(tar)]
+    has_copy = target.is_file() and not target.is_symlink()
+    others = [tar for tar in sources if not (has_copy and target.samefile(tar))]
     if not others:
         return  # the copy is all that is left
     newest = max(others, key=lambda tar: tar.stat().st_mtime)
@@ -220,8 +220,9 @@ def put(target: Path, source: Path, write: Callable[[Path], Any] | None) -> None
     if write is None:
         temporary.symlink_to(source)
     else:
+        changed = source.stat().st_mtime
         write(temporary)
-        os.utime(temporary, (source.stat().st_mtime,) * 2)
+        os.utime(temporary, (changed, changed))
     os.replace(temporary, target)
 
 
