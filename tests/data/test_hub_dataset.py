@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -77,10 +78,10 @@ def test_signals_are_footage(folder):
         path.unlink()
     write_manifest(folder, rows, schema=pa.schema([*SCHEMA, ("depth", pa.string())]))
     assert "signals/depth/0.mp4" not in push(folder)
-    with pytest.raises(ValueError, match=r"nothing was uploaded, .* no file 'signals/depth/0.mp4'"):
+    with pytest.raises(ValueError, match=r"nothing was uploaded, .* its depth: .*signals/depth/0\.mp4 is missing"):
         push(folder, with_footage=True)
     for number in range(3):
-        (folder / f"signals/depth/{number}.mp4").write_bytes(b"depth")
+        shutil.copy(folder / f"{number}.mp4", folder / f"signals/depth/{number}.mp4")
     assert {"0.mp4", "signals/depth/0.mp4", "signals/depth/2.mp4"} < set(push(folder, with_footage=True))
     assert "Further columns: `depth`." in card_text(folder)
 
