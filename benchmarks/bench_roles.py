@@ -1,8 +1,8 @@
 """One checkpoint in three directions, on the small world: joint, video → mask, mask → video, and a mask for each object.
 
-    make bench-roles
+    make shapes-roles && make bench-roles
 
-The shipped checkpoint was trained with roles. Clips, captions and pairs of objects are held out (split "pairs"). Pixels are
+Clips, captions and pairs of objects are held out (split "pairs"). Pixels are
 read by the exact evaluator; its own ceiling stands beside. "clamp" is the alternative that needs no roles: the known part
 is noised and put back at each step (RePaint's way), on the same checkpoint.
 """
@@ -26,7 +26,7 @@ COLUMNS = ("colour", "object", "all_objects", "count", "iou", "iou_one_of_two", 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=tuple(FAMILIES), default="cogvideox")
-    parser.add_argument("--joint", help="folder of a joint checkpoint with roles; by default the shipped one")
+    parser.add_argument("--joint", default="outputs/shapes/roles", help="folder of a joint checkpoint with roles")
     parser.add_argument(
         "--without_roles", nargs="*", default=[], help="joint checkpoints to compare joint sampling with"
     )
@@ -39,7 +39,6 @@ def parse_args():
     parser.add_argument("--report", default="roles")
     args = parser.parse_args()
     args.num_frames = FAMILIES[args.family]["num_frames"]
-    args.joint = args.joint or FAMILIES[args.family]["joint"]
     return args
 
 

@@ -132,7 +132,9 @@ def write_cards(family, output_dir, report):
     )
     name = next(name for name, other in FAMILIES.items() if other is family)
     note = measured.format(family=name, **report) if report else ""
-    roles = ", then with a quarter of the samples each for segmentation and layouts" if "roles" in family.stages else ""
+    roles = (
+        ", then with a quarter of the samples each for segmentation and layouts" if "roles" in family.stages else ""
+    )
     training = TRAINING.format(frames=family.frames, roles=roles)
     folder = output_dir / family.joint
     card = ModelCard.load(write_card(folder, training=training, metrics=figures(report, "joint") if report else None))

@@ -87,7 +87,9 @@ def open_source(config: TrainConfig, backbone_class: type[Backbone], base: Base)
         size = default_size(backbone_class, base) | {name: value for name, value in size.items() if value}
         source = as_training_error(VideoSource, folder, **size, signal=config.regional_signal or "mask")
     if config.trains_roles and source.signal != "mask":
-        raise TrainingError(f"roles are trained on masks, and {folder} gives {source.signal}: leave one of the two out.")
+        raise TrainingError(
+            f"roles are trained on masks, and {folder} gives {source.signal}: leave one of the two out."
+        )
     clip = source.num_frames, source.height, source.width
     as_training_error(backbone_class.check_size, *clip, base.denoiser, base.vae)
     if len(source.ids) <= config.heldout_samples:
