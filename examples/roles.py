@@ -37,7 +37,7 @@ def parse_args():
 def discs(num_frames: int = 9, size: int = 48) -> np.ndarray:
     """A layout to draw in: one disc that moves down on the left, one that moves up on the right; (F, H, W) in {0, 1}."""
     y, x = np.mgrid[:size, :size] + 0.5
-    paths = np.linspace([[13, 12], [35, 36]], [[13, 36], [35, 12]], num_frames)  # [F, 2, (x, y)]
+    paths = np.linspace([[13, 18], [35, 30]], [[13, 29], [35, 19]], num_frames)  # [F, 2, (x, y)]
     return np.stack([np.any([np.hypot(x - cx, y - cy) < 7.5 for cx, cy in path], axis=0) for path in paths]).astype(
         float
     )
@@ -93,16 +93,16 @@ def main(args):
     overlay = [diffusers_jdm.overlay(layout.frames[0], masks)[i] for i in SHOWN]
     rows = [
         (
-            f'text → video and mask: "{args.prompt}"',
+            f'text to video and mask: "{args.prompt}"',
             [("video", strip(joint.frames[0])), ("mask", strip(joint.masks[0]))],
         ),
         ("a mask for each object", each),
         (
-            f'text, mask → video: "{args.prompt}"',
+            f'text and mask to video: "{args.prompt}"',
             [("mask, given", strip(masks)), ("video", strip(layout.frames[0])), ("overlay", overlay)],
         ),
         (
-            f'text, video → mask: "{clip.caption}"',
+            f'text and video to mask: "{clip.caption}"',
             [("video, given", strip(clip.video / 255)), *[(f'"{n}"', strip(m)) for n, m in zip(names, found[1:])]],
         ),
     ]

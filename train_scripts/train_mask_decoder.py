@@ -35,6 +35,7 @@ from diffusers_jdm.training.videos import VideoSource
 
 HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BACKBONES = {cls.joint_pipeline.__name__: cls for cls in (CogVideoXBackbone, ModelScopeBackbone)}
+BLACK_AND_WHITE = np.array([[0.0] * 3, [1.0] * 3])
 MAX_TRIES = 100  # clips without a usable mask, one after the other
 
 
@@ -55,7 +56,7 @@ def parse_args(argv=None):
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
     parser.add_argument("--dice_weight", type=float, default=0.0, help="of a Dice loss beside the cross-entropy")
-    parser.add_argument("--grey_proportion", type=float, default=0.3, help="share of the masks in two greys")
+    parser.add_argument("--colour_proportion", type=float, default=0.3, help="share of the masks in two colours")
     parser.add_argument("--noise_proportion", type=float, default=0.5, help="share of the masks with noisy latents")
     parser.add_argument("--max_noise", type=float, default=0.3, help="its standard deviation is drawn up to here")
     parser.add_argument("--pool_size", type=int, default=256, help="masks, decoded by the VAE, to draw batches from")
@@ -72,7 +73,7 @@ def parse_args(argv=None):
     for name in (*positive, "heldout_samples", "validation_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("lr_warmup_steps", "dice_weight", "grey_proportion", "noise_proportion", "max_noise", "seed"):
+    for name in ("lr_warmup_steps", "dice_weight", "colour_proportion", "noise_proportion", "max_noise", "seed"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
     return args
@@ -122,15 +123,22 @@ def sampling_errors(shape, generator):
 
 
 @torch.no_grad()
-def teach(backbone, masks, noise, generator, args):
-    """What the VAE makes of masks, fp32 in [0, 1], (F, H, W) each, the latents of the i-th with errors of standard deviation
-    noise[i].
+def teach(backbone, masks, colours, noise, generator, args):
+    """What the VAE makes of masks.
+
+    Args:
+        masks: bool, (F, H, W) each.
+        colours: of background and objects, RGB in [0, 1], (B, 2, 3).
+        noise: standard deviations of errors that are added to the latents, (B,).
 
     Returns:
         Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
     """
     device, half = backbone.pipe.vae.device, HALF[args.mixed_precision]
-    pixels = torch.from_numpy(np.stack(masks)).to(device).unsqueeze(-1).expand(-1, -1, -1, -1, 3) * 2 - 1
+    background, objects = torch.as_tensor(np.stack(colours), dtype=torch.float32, device=device)[
+        :, :, None, None, None
+    ].unbind(1)
+    pixels = torch.where(torch.from_numpy(np.stack(masks)).to(device).unsqueeze(-1), objects, background) * 2 - 1
     with torch.autocast(device.type, half, enabled=half is not None):
         latents = backbone.encode_pixels(pixels).movedim(backbone.channel_dim, 1)  # [B, C, F', h, w]
         sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
@@ -145,15 +153,15 @@ def teach(backbone, masks, noise, generator, args):
 
 
 def union_of_some(source, index, rng):
-    """The union of a random non-empty subset of a clip's objects: fp32, 0 or 1, (F, H, W). May raise BadSampleError."""
+    """The union of a random non-empty subset of a clip's objects: bool, (F, H, W). May raise BadSampleError."""
     row = source.row(index)
     if not row["regions"]:
         raise BadSampleError("it has no objects")
-    return source.masks(row, sample_subset(rng, len(row["regions"]))).any(axis=0).astype(np.float32)
+    return source.masks(row, sample_subset(rng, len(row["regions"]))).any(axis=0)
 
 
-def draw_mask(source, indices, rng, grey_proportion):
-    """A mask of one of these clips, flipped and shifted at random: fp32 in [0, 1], (F, H, W)."""
+def draw_mask(source, indices, rng):
+    """A mask of one of these clips, flipped and shifted at random: bool, (F, H, W)."""
     for _ in range(MAX_TRIES):
         try:
             mask = union_of_some(source, indices[rng.integers(len(indices))], rng)
@@ -163,24 +171,23 @@ def draw_mask(source, indices, rng, grey_proportion):
         mask = np.flip(mask, [axis for axis in range(3) if rng.random() < 0.5])
         # What leaves the frame comes in again on the other side: so objects touch the border, too.
         shifts = [int(rng.integers(-(size // 4), size // 4 + 1)) for size in mask.shape[1:]]
-        mask = np.roll(mask, shifts, (1, 2))
-        if rng.random() < grey_proportion:  # a model may leave its masks pale
-            black, white = rng.uniform(0, 0.5), rng.uniform(0.4, 1)
-            mask = (black + (white - black) * mask).astype(np.float32)
-        return mask
+        return np.roll(mask, shifts, (1, 2))
     raise TrainingError(f"{MAX_TRIES} clips were tried, and none gives a mask; the last: {reason}")
 
 
 def draw_batch(backbone, source, indices, rng, args):
-    """Latents and soft masks of a batch of drawn masks, as `teach` gives them; some of the latents are noisy."""
+    """Latents and soft masks of a batch of drawn masks, as `teach` gives them, not all black and white, nor clean."""
     size = args.train_batch_size
-    masks = [draw_mask(source, indices, rng, args.grey_proportion) for _ in range(size)]
+    masks = [draw_mask(source, indices, rng) for _ in range(size)]
+    colours = np.repeat(BLACK_AND_WHITE[None], size, axis=0)
+    coloured = rng.random(size) < args.colour_proportion  # as strong guidance makes them
+    colours[coloured] = rng.uniform(size=(size, 2, 3))[coloured] * [[0.5], [1]]
     noise = (rng.random(size) < args.noise_proportion) * rng.uniform(0, args.max_noise, size)
-    return teach(backbone, masks, noise, torch.Generator().manual_seed(int(rng.integers(2**31))), args)
+    return teach(backbone, masks, colours, noise, torch.Generator().manual_seed(int(rng.integers(2**31))), args)
 
 
 def heldout_batches(backbone, source, indices, args):
-    """Latents and soft masks of clips that training does not see: (clean, noisy), a list of batches each."""
+    """Latents and soft masks of clips that training does not see, clean and noisy: two lists of batches."""
     rng, masks = np.random.default_rng([args.seed, 2]), []
     for index in indices:
         try:
@@ -191,10 +198,12 @@ def heldout_batches(backbone, source, indices, args):
         raise TrainingError("none of the held-out clips gives a mask; `diffusers-jdm dataset check` says why.")
     batches = [masks[start : start + args.train_batch_size] for start in range(0, len(masks), args.train_batch_size)]
     generator = torch.Generator().manual_seed(args.seed)
-    return [
-        [teach(backbone, batch, [sigma] * len(batch), generator, args) for batch in tqdm(batches, desc="held-out")]
-        for sigma in (0.0, args.max_noise / 2)
-    ]
+
+    def taught(sigma):
+        for batch in tqdm(batches, desc="held-out"):
+            yield teach(backbone, batch, [BLACK_AND_WHITE] * len(batch), [sigma] * len(batch), generator, args)
+
+    return list(taught(0.0)), list(taught(args.max_noise / 2))
 
 
 # 3. Training
