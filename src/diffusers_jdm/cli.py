@@ -176,6 +176,7 @@ def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
     commands.add_export_vbench_verb(verbs)
     commands.add_export_compbench_verb(verbs)
     commands.add_collect_verb(verbs)
+    commands.add_preference_verb(verbs)
 
 
 if __name__ == "__main__":

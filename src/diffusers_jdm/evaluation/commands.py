@@ -1,6 +1,7 @@
 """`diffusers-jdm evaluate <verb>`: one thin function a verb. Heavy modules are imported by the verb that needs them."""
 
 import argparse
+import sys
 
 
 def add_masks_verb(verbs: argparse._SubParsersAction) -> None:
@@ -179,6 +180,55 @@ def _collect(arguments: argparse.Namespace) -> None:
     print(collect(arguments.results, arguments.output, _names(arguments.dimensions), arguments.partial))
     if arguments.output:
         print(f"\nWrote {arguments.output}")
+
+
+def add_preference_verb(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "preference",
+        help="make a page for a blind preference study, and count its votes (Table 4)",
+        description="Makes one HTML page that shows the videos of two folders in pairs, blind and in random order, and asks which "
+        "one follows the text better and which one looks better. With --tally: counts the votes that the page has saved.",
+    )
+    parser.add_argument("a", metavar="A", help="folder with videos, such as those of export-vbench; the baseline's")
+    parser.add_argument("b", metavar="B", help="folder with the partners, by prompt and seed or by file name")
+    parser.add_argument("--output", metavar="FILE", help="PAGE.html, or with --tally: a JSON file for all figures")
+    parser.add_argument(
+        "--tally", metavar="VOTES.json", nargs="+", help="files of votes; A, B and --seed as for the page"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the sides; keep it secret (default: 0)")
+    parser.add_argument("--max_pairs", type=int, metavar="N", help="of the page: at most N pairs, drawn at random")
+    parser.set_defaults(run=_preference)
+
+
+def _preference(arguments: argparse.Namespace) -> None:
+    endings = (".json",) if arguments.tally else (".html", ".htm")
+    if not arguments.output and not arguments.tally:
+        raise ValueError("--output PAGE.html is missing, or --tally VOTES.json.")
+    if arguments.output and not arguments.output.lower().endswith(endings):  # votes must not be written over a page
+        raise ValueError(f"--output must end with {endings[0]}, got {arguments.output}.")
+    if arguments.tally:
+        from .preference import tally
+        from .preference_figures import table
+
+        print(table(tally(arguments.a, arguments.b, arguments.tally, arguments.seed, arguments.output)))
+        if arguments.output:
+            print(f"\nWrote {arguments.output}")
+        return
+
+    from .preference_page import LARGE, write_page
+
+    made = write_page(arguments.a, arguments.b, arguments.output, arguments.seed, arguments.max_pairs)
+    print(f"Wrote {arguments.output}: {made['pairs']} pair(s), {made['bytes'] / 1e6:.1f} MB, page {made['page']}")
+    if made["uneven"]:
+        print(
+            f"Warning: the videos of {len(made['uneven'])} pair(s) are not equally long, which may tell the folders apart, as in: "
+            f"{made['uneven'][0]}",
+            file=sys.stderr,
+        )
+    if made["bytes"] > LARGE:
+        print(
+            "Warning: above 200 MB browsers may open the page slowly or not at all; see --max_pairs.", file=sys.stderr
+        )
 
 
 def _names(text: str | None) -> list[str] | None:
