@@ -137,6 +137,8 @@ def object_figures(sampler: Sampler, clips: list[ShapeClip]) -> dict[str, float]
         table = np.array([[mask_iou(mask >= 0.5, pixels) for pixels in truth] for mask in own])
         ious += table.diagonal().tolist()
         right += (table.argmax(axis=1) == np.arange(len(kinds))).tolist()
+    if not ious:  # of a model that has not learned to draw yet
+        return {"iou": None, "right_object": None, "objects": 0}
     return {"iou": float(np.mean(ious)), "right_object": float(np.mean(right)), "objects": len(ious)}
 
 

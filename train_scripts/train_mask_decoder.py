@@ -127,7 +127,7 @@ def teach(backbone, masks, colours, noise, generator, args):
     """What the VAE makes of masks.
 
     Args:
-        masks: bool, (F, H, W) each.
+        masks: fp32 in [0, 1], (F, H, W) each.
         colours: of background and objects, RGB in [0, 1], (B, 2, 3).
         noise: standard deviations of errors that are added to the latents, (B,).
 
@@ -138,7 +138,7 @@ def teach(backbone, masks, colours, noise, generator, args):
     background, objects = torch.as_tensor(np.stack(colours), dtype=torch.float32, device=device)[
         :, :, None, None, None
     ].unbind(1)
-    pixels = torch.where(torch.from_numpy(np.stack(masks)).to(device).unsqueeze(-1), objects, background) * 2 - 1
+    pixels = torch.lerp(background, objects, torch.stack(masks).to(device).unsqueeze(-1)) * 2 - 1  # [B, F, H, W, 3]
     with torch.autocast(device.type, half, enabled=half is not None):
         latents = backbone.encode_pixels(pixels).movedim(backbone.channel_dim, 1)  # [B, C, F', h, w]
         sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
@@ -161,7 +161,7 @@ def union_of_some(source, index, rng):
 
 
 def draw_mask(source, indices, rng):
-    """A mask of one of these clips, flipped and shifted at random: bool, (F, H, W)."""
+    """A mask of one of these clips, flipped, shifted and bent at random: fp32 in [0, 1], (F, H, W)."""
     for _ in range(MAX_TRIES):
         try:
             mask = union_of_some(source, indices[rng.integers(len(indices))], rng)
@@ -169,10 +169,19 @@ def draw_mask(source, indices, rng):
             reason = str(error)
             continue
         mask = np.flip(mask, [axis for axis in range(3) if rng.random() < 0.5])
-        # What leaves the frame comes in again on the other side: so objects touch the border, too.
-        shifts = [int(rng.integers(-(size // 4), size // 4 + 1)) for size in mask.shape[1:]]
-        return np.roll(mask, shifts, (1, 2))
+        mask = bend(torch.from_numpy(mask.astype(np.float32)), rng)
+        return (mask > 0.5).float() if rng.random() < 0.5 else mask  # with hard edges or soft ones
     raise TrainingError(f"{MAX_TRIES} clips were tried, and none gives a mask; the last: {reason}")
+
+
+def bend(mask, rng):
+    """Moves a mask by up to a quarter of the frame, and its parts a little on their own, so that no outline is strange."""
+    frames, height, width = mask.shape
+    wobble = torch.from_numpy(rng.normal(0, rng.uniform(0, 0.12), (1, 2, 3, 4, 4))).float()
+    wobble = F.interpolate(wobble, mask.shape, mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+    grid = F.affine_grid(torch.eye(2, 3).expand(frames, 2, 3), (frames, 1, height, width), align_corners=False)
+    shift = torch.from_numpy(rng.uniform(-0.5, 0.5, 2)).float()
+    return F.grid_sample(mask.unsqueeze(1), grid + shift + wobble, align_corners=False).squeeze(1)
 
 
 def draw_batch(backbone, source, indices, rng, args):
@@ -191,7 +200,7 @@ def heldout_batches(backbone, source, indices, args):
     rng, masks = np.random.default_rng([args.seed, 2]), []
     for index in indices:
         try:
-            masks.append(union_of_some(source, index, rng))
+            masks.append(torch.from_numpy(union_of_some(source, index, rng)).float())
         except BadSampleError as error:
             print(f"{source.ids[index]} is passed over: {error}")
     if not masks:

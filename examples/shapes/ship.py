@@ -38,7 +38,7 @@ FAMILIES = {
         report="outputs/bench/shapes.json",
         pipelines={"base": "base/pipeline", "joint": "roles"},
         joint="joint",
-        stages=("vae", "text_encoder", "base", "joint", "roles"),
+        stages=("vae", "text_encoder", "base", "joint", "roles", "mask_decoder"),
         logs="",
         frames=9,
         call="guidance_scale=3.0",
@@ -161,11 +161,14 @@ def main(args):
     if not args.cards_only:
         for name, source in family.pipelines.items():
             if args.only in (None, name):
-                decoder = model_dir / "mask_decoder" / "mask_decoder" if name == family.joint else None
+                has_decoder = name == family.joint and "mask_decoder" in family.stages
+                decoder = model_dir / "mask_decoder" / "mask_decoder" if has_decoder else None
                 ship_weights(model_dir / source, output_dir / name, decoder)
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
-        for stage in family.stages if args.only is None else family.stages[-1:]:
-            shutil.copyfile(model_dir / stage / "log.jsonl", output_dir / "logs" / f"{family.logs}{stage}.jsonl")
+        for stage in family.stages:
+            log = model_dir / stage / "log.jsonl"
+            if log.exists() or args.only is None:  # of one pipeline, what was not done again keeps its log
+                shutil.copyfile(log, output_dir / "logs" / f"{family.logs}{stage}.jsonl")
     # Figures belong to the weights that they were measured on: freshly shipped ones have none yet.
     write_cards(family, output_dir, json.loads(report.read_text(encoding="utf-8")) if args.cards_only else None)
     for name in family.pipelines:

@@ -30,6 +30,7 @@ def out(tmp_path_factory):
     base += ["--frame_batch_size", 2, "--clip_batch_size", 2, "--checkpointing_steps", 2, "--validation_prompts", 1]
     run("examples/shapes/train_base.py", *base, "--frame_steps", 1, "--max_train_steps", 2, "--clip_probability", 1)
     make_joint(folder, "cogvideox")
+    add_roles(folder)
     return folder
 
 
@@ -43,6 +44,18 @@ def make_joint(folder, family, *precompute):
     joint = ["--train_data_dir", folder / "jdm_latents", "--output_dir", folder / "joint", "--loss_weight", 0.5]
     joint += ["--lr_scheduler", "cosine", "--lr_warmup_steps", 1, "--train_batch_size", 2, "--max_train_steps", 2]
     run(f"train_scripts/train_jdm_{family}.py", *base, *joint, "--logging_steps", 1, "--use_ema")
+
+
+def add_roles(folder):
+    """Two steps with roles from the joint model, and two of its mask decoder."""
+    flags = ["--pretrained_model_name_or_path", folder / "joint", "--train_data_dir", folder / "jdm_latents"]
+    flags += ["--output_dir", folder / "roles", "--segment_probability", 0.4, "--layout_probability", 0.4]
+    flags += ["--train_batch_size", 2, "--max_train_steps", 2, "--logging_steps", 1, "--disable_vae_tiling"]
+    run("train_scripts/train_jdm_cogvideox.py", *flags)
+    flags = ["--pretrained_model_name_or_path", folder / "roles", "--train_data_dir", folder / "dataset"]
+    flags += ["--output_dir", folder / "mask_decoder", "--max_train_steps", 2, "--train_batch_size", 2]
+    flags += ["--hidden_channels", 8, "--num_layers", 1, "--heldout_samples", 1, "--pool_size", 4]
+    run("train_scripts/train_mask_decoder.py", *flags, "--disable_vae_tiling")
 
 
 def test_a_kill_after_the_last_state_of_the_base_leaves_its_pipeline(out, tmp_path, monkeypatch):
@@ -95,9 +108,15 @@ def test_what_is_shipped_is_measured_and_its_card_says_so(out):
     run("examples/shapes/ship.py", *ship)
     assert "None were measured" in (out / "shipped/joint/README.md").read_text()
     assert {path.name for path in (out / "shipped/logs").iterdir()} == {
-        "vae.jsonl", "text_encoder.jsonl", "base.jsonl", "joint.jsonl",
+        "vae.jsonl", "text_encoder.jsonl", "base.jsonl", "joint.jsonl", "roles.jsonl", "mask_decoder.jsonl",
     }  # fmt: skip
     sampling = ["--n_prompts", 2, "--num_inference_steps", 2]
+    run("benchmarks/bench_roles.py", "--joint", out / "shipped/joint", *sampling, cwd=out)
+    report = json.loads((out / "outputs/bench/roles.json").read_text())
+    assert {"joint", "segment_iou", "clamp_iou", "layout_iou", "per_object_iou", "versions"} <= report.keys()
+    sheet = ["--checkpoint", out / "shipped/joint", "--num_inference_steps", 1, "--output", out / "roles.png"]
+    run("examples/roles.py", *sheet)
+    assert (out / "roles.png").exists()
     models = ["--joint", out / "shipped/joint", "--base", out / "shipped/base"]
     run("benchmarks/bench_shapes.py", *models, *sampling, cwd=out)
     run("benchmarks/bench_mask_guidance.py", *models[:2], *sampling, "--scales", 1, 2, cwd=out)

@@ -1,4 +1,4 @@
-"""Text to video and mask with a joint CogVideoX.
+"""Text to video and mask with a joint CogVideoX, and with roles also mask to video and video to mask.
 
 This file is copied byte for byte into Hub repos, where it must load without our package: it imports torch, numpy, PIL,
 transformers and diffusers only. It inherits everything from `CogVideoXPipeline` but the denoising loop.
@@ -24,10 +24,11 @@ from diffusers import (
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    ModelMixin,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import retrieve_timesteps
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput, load_video, logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import T5EncoderModel, T5Tokenizer
 
@@ -36,6 +37,12 @@ logger = logging.get_logger(__name__)
 # The best of 1 to 6 by mask IoU on the small world, the video's scale being 3 (`make bench-mask-guidance`). Much higher
 # ones over-saturate the mask: it leaves black and white and decodes coloured.
 DEFAULT_MASK_GUIDANCE_SCALE = 3.0
+
+# What the denoiser is told of its input by `timestep_cond`: video given, video left out, mask given, mask left out.
+ROLES = {None: (0, 0, 0, 0), "video": (1, 0, 0, 0), "mask": (0, 0, 1, 0)}
+NULL_MASK = (0, 0, 0, 1)
+ROLE_CHANNELS = 4
+SEGMENT_GUIDANCE_SCALE = 1.0
 
 
 @dataclass
@@ -48,10 +55,12 @@ class JDMPipelineOutput(BaseOutput):
         masks: soft masks, one for all named objects together. float in [0, 1], (B, F, H, W), for "np" and "pt"; lists
             of lists of mode-L images for "pil"; the mask latents for "latent". `masks >= 0.5` is the binary mask.
             `None` unless asked for with `return_masks=True`.
+        object_masks: with `objects`, a mask for each of them: for each video N masks, (N, F, H, W), and else as `masks`.
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
     masks: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]] | None = None
+    object_masks: list[torch.Tensor] | list[np.ndarray] | list[list[list[PIL.Image.Image]]] | None = None
 
 
 def mask_generators(latents: torch.Tensor) -> list[torch.Generator]:
@@ -74,21 +83,105 @@ def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def masks_to_output(
-    decoded: torch.Tensor, output_type: str
-) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
-    """Decoded mask videos, (B, 3, F, H, W) in about [-1, 1], as soft masks: the mean over RGB, brought to [0, 1]."""
-    masks = (decoded.float().mean(dim=1) / 2 + 0.5).clamp(0, 1)  # [B, F, H, W]
+def masks_to_output(masks: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
+    """Soft masks, (B, F, H, W) in [0, 1], in the form that is asked for."""
     if output_type == "pt":
         return masks
-    masks = masks.cpu().numpy()
+    masks = masks.float().cpu().numpy()
     if output_type == "np":
         return masks
     return [[PIL.Image.fromarray(frame) for frame in video] for video in (masks * 255).round().astype("uint8")]
 
 
+def read_pixels(value: Any, name: str, is_mask: bool) -> torch.Tensor:
+    """A video or masks in any form that diffusers knows, as a float tensor in [0, 1]; channels come before height and width.
+
+    Args:
+        value: the path of a video; a PIL image; numpy or torch, bool, uint8 (0 to 255, for masks also 0 and 1) or float in
+            [0, 1], with the channels of a video last for numpy and third last for torch; or a list of those, of one size.
+        name: of the argument, for errors.
+        is_mask: of 2 to 4 dimensions, (H, W) to (B, F, H, W), without channels; else of 4 or 5, with channels.
+
+    Raises:
+        ValueError: for anything else; the message says what was expected.
+    """
+    array = _as_array(value, name, is_mask)
+    if array.ndim not in ((2, 3, 4) if is_mask else (4, 5)) or 0 in array.shape:
+        dims = "2 to 4 dimensions, (H, W) to (B, F, H, W)," if is_mask else "4 or 5 dimensions"
+        raise ValueError(f"`{name}` must have {dims} and hold something, got {tuple(array.shape)}.")
+    is_torch = isinstance(array, torch.Tensor)
+    pixels = array.detach() if is_torch else torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float() / (1 if is_mask and pixels.max() <= 1 else 255)
+    pixels = pixels.float()
+    low, high = pixels.aminmax()
+    if not (low >= 0 and high <= 1):  # NaN, too
+        raise ValueError(
+            f"`{name}` must lie in [0, 1] (or be uint8 in 0 to 255), got values from {low:g} to {high:g}."
+        )
+    return pixels if is_torch or is_mask else pixels.movedim(-1, -3)
+
+
+def _as_array(value: Any, name: str, is_mask: bool) -> np.ndarray | torch.Tensor:
+    """What `read_pixels` takes, as one array."""
+    if isinstance(value, (str, os.PathLike)):
+        try:
+            value = load_video(os.fspath(value))
+        except Exception as error:  # of imageio, and of what it reads with
+            raise ValueError(f"`{name}`: {value} cannot be read as a video: {' '.join(str(error).split())}") from error
+    if isinstance(value, PIL.Image.Image):
+        if not is_mask:
+            return np.asarray(value.convert("RGB"))
+        if value.mode == "P":  # as of DAVIS: the index is the object's number, 0 the background
+            return np.asarray(value) > 0
+        return np.asarray(value if value.mode in ("1", "L", "F") else value.convert("L"))
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError(f"`{name}` holds no frames.")
+        arrays = [_as_array(part, name, is_mask) for part in value]
+        sizes = {tuple(array.shape) for array in arrays}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the frames of `{name}` must be of one size, got {' and '.join(map(str, sorted(sizes)))}."
+            )
+        return torch.stack(arrays) if all(isinstance(a, torch.Tensor) for a in arrays) else np.stack(arrays)
+    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+        return value
+    kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+    raise ValueError(f"`{name}` must be a path, PIL images, a numpy array or a tensor of numbers, got {kind}.")
+
+
+def read_video(video: Any) -> torch.Tensor:
+    """A video, or several, as float (B, F, 3, H, W) in [0, 1]; see [`read_pixels`]."""
+    pixels = read_pixels(video, "video", is_mask=False)
+    pixels = pixels[None] if pixels.ndim == 4 else pixels
+    if pixels.shape[2] != 3:
+        raise ValueError(
+            f"`video` must be RGB, (F, H, W, 3) or for tensors (F, 3, H, W); got {tuple(pixels.shape[1:])}."
+        )
+    return pixels
+
+
+def read_masks(masks: Any) -> torch.Tensor:
+    """Masks as float (B, F, H, W) in [0, 1]; one image stands for a mask that does not move. See [`read_pixels`]."""
+    pixels = read_pixels(masks, "masks", is_mask=True)
+    if pixels.max() > 0 and pixels.max() < 0.5:
+        raise ValueError(f"`masks` are nowhere above {pixels.max():g}: objects must be white, 1, or 255 for uint8.")
+    return pixels[(None,) * (4 - pixels.ndim)]
+
+
+def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(B, F, ..., H, W) → (B, F, ..., height, width), the whole frame, smoothly."""
+    if frames.shape[-2:] == (height, width):
+        return frames
+    flat = frames.flatten(0, 1)
+    flat = flat[:, None] if flat.ndim == 3 else flat
+    flat = torch.nn.functional.interpolate(flat, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+    return flat.reshape(*frames.shape[:-2], height, width)
+
+
 def check_joint_arguments(
-    prompt: Any, integers: dict[str, Any], scales: dict[str, Any], output_type: Any, return_masks: Any
+    prompt: Any, integers: dict[str, Any], scales: dict[str, Any], output_type: Any, return_masks: Any = True
 ) -> None:
     """What the parent lets through and then fails on late or not at all. Raises ValueError or TypeError."""
     if isinstance(prompt, list) and not prompt:
@@ -106,6 +199,21 @@ def check_joint_arguments(
         raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
     if not isinstance(return_masks, bool):
         raise TypeError(f"`return_masks` must be True or False, got {return_masks!r}.")
+
+
+def check_objects(objects: Any, batch_size: int) -> list[list[str]]:
+    """The names of the objects of each video, as lists. Raises ValueError if they do not fit the prompts."""
+    if isinstance(objects, str) or not isinstance(objects, (list, tuple)):
+        raise ValueError(f'`objects` must be a list such as ["a red car", "a yellow bus"], got {objects!r}.')
+    lists = [objects] if batch_size == 1 and all(isinstance(name, str) for name in objects) else list(objects)
+    for names in lists:
+        if isinstance(names, str) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(
+                f"`objects` must name at least one object for each prompt, in a list of its own; got {names!r}."
+            )
+    if len(lists) != batch_size:
+        raise ValueError(f"`objects` must be {batch_size} lists, one for each prompt, got {len(lists)}.")
+    return [list(names) for names in lists]
 
 
 def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
@@ -135,13 +243,18 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
 
     Args:
         tokenizer, text_encoder, vae, scheduler: as in [`CogVideoXPipeline`].
-        transformer: a joint one (`JDMTransformer3DModel`): video and mask channels in, video and mask channels out.
+        transformer: a joint one (`JDMTransformer3DModel`): video and mask channels in, video and mask channels out. Layouts
+            (`masks`), [`segment`] and `objects` need one that was trained with roles.
+        mask_decoder: a fast decoder of masks (`JDMMaskDecoder`), for `mask_decoder="fast"`.
 
     Raises:
         ValueError: if the transformer is not joint, or is of CogVideoX 1.5.
     """
 
     _callback_tensor_inputs = ["latents", "mask_latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012
+
+    _optional_components = ["mask_decoder"]  # noqa: RUF012
+    model_cpu_offload_seq = "text_encoder->transformer->vae->mask_decoder"
 
     def __init__(
         self,
@@ -150,8 +263,10 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         vae: AutoencoderKLCogVideoX,
         transformer: CogVideoXTransformer3DModel,
         scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
+        mask_decoder: ModelMixin | None = None,
     ):
         super().__init__(tokenizer, text_encoder, vae, transformer, scheduler)
+        self.register_modules(mask_decoder=mask_decoder)
         self.check_denoiser()
 
     def check_denoiser(self) -> None:
@@ -174,8 +289,9 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
     def from_pipe(cls, pipeline, **kwargs):
         """[`DiffusionPipeline.from_pipe`]; for a base pipeline, pass `transformer=` a joint one."""
         # diffusers hands a model on only if its class is exactly the type hint's, and ours is a subclass of it
-        if "transformer" in pipeline.components:
-            kwargs.setdefault("transformer", pipeline.transformer)
+        for name in ("transformer", "mask_decoder"):
+            if pipeline.components.get(name) is not None:
+                kwargs.setdefault(name, pipeline.components[name])
         return super().from_pipe(pipeline, **kwargs)
 
     # Read once and here: without the package, loading another repo puts its code into this module's file.
@@ -220,6 +336,181 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             prediction, previous, timesteps[i], timestep_back, sample, **step_kwargs, return_dict=False
         )
 
+    def check_roles(self, what: str) -> None:
+        """Raises ValueError unless the transformer was trained with a video or a mask that is given."""
+        if self.transformer.config.get("time_cond_proj_dim") != ROLE_CHANNELS:
+            raise ValueError(
+                f"{what} needs a checkpoint that was trained with roles, and this one was not: train it with "
+                "`--segment_probability` and `--layout_probability`."
+            )
+
+    def check_mask_decoder(self, mask_decoder: str) -> None:
+        if mask_decoder not in ("vae", "fast"):
+            raise ValueError(f'`mask_decoder` must be "vae" or "fast", got {mask_decoder!r}.')
+        if mask_decoder == "fast" and self.mask_decoder is None:
+            raise ValueError(
+                '`mask_decoder="fast"` needs a checkpoint that has one, and this one has not: train one with '
+                "`train_scripts/train_mask_decoder.py`."
+            )
+
+    def encode_pixels(self, frames: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """(B, F, 3, H, W) in [0, 1] → latents (B, F', C, h, w), one video at a time, the posterior's mode."""
+        pixels = frames.movedim(1, 2) * 2 - 1  # [B, 3, F, H, W]
+        latents = [self.vae.encode(one[None].to(device, self.vae.dtype)).latent_dist.mode() for one in pixels]
+        return (torch.cat(latents) * self.vae_scaling_factor_image).permute(0, 2, 1, 3, 4).to(dtype)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """As the parent, for a VAE that may be of another dtype than the transformer."""
+        return super().decode_latents(latents.to(self.vae.dtype))
+
+    def decode_masks(self, mask_latents: torch.Tensor, mask_decoder: str = "vae") -> torch.Tensor:
+        """Mask latents (B, F', C, h, w) → soft masks (B, F, H, W) in [0, 1]: of the VAE, the mean over RGB."""
+        if mask_decoder == "fast":
+            logits = self.mask_decoder(mask_latents.permute(0, 2, 1, 3, 4).to(self.mask_decoder.dtype))
+            return logits.float().sigmoid()
+        return (self.decode_latents(mask_latents).float().mean(dim=1) / 2 + 0.5).clamp(0, 1)
+
+    def prepare_layout(self, masks: torch.Tensor, batch_size: int, num_frames: int | None, height: int, width: int):
+        """Masks (B or 1, F, h, w) as they are given → binary, (batch_size, num_frames, height, width). Raises ValueError."""
+        if len(masks) not in (1, batch_size):
+            raise ValueError(f"`masks` are for {len(masks)} videos, and there are {batch_size} prompts.")
+        frames = masks.shape[1]
+        if frames == 1 and num_frames is not None:
+            masks = masks.expand(-1, num_frames, -1, -1)  # one that does not move
+        elif num_frames not in (None, frames):
+            raise ValueError(f"`masks` have {frames} frames, and `num_frames` is {num_frames}: leave one of them out.")
+        if tuple(masks.shape[2:]) != (height, width):
+            logger.warning(f"`masks` of {masks.shape[2]}×{masks.shape[3]} pixels are resized to {height}×{width}.")
+        return (resize(masks, height, width) >= 0.5).float().expand(batch_size, -1, -1, -1)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        mask_latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        timesteps: torch.Tensor,
+        num_inference_steps: int,
+        given: str | None = None,
+        guided: bool = True,
+        mask_guidance_scale: float | None = None,
+        inner_guidance_scale: float = 0.0,
+        use_dynamic_cfg: bool = False,
+        step_kwargs: dict[str, Any] | None = None,
+        mask_step_kwargs: dict[str, Any] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = (),
+        negative_prompt_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loop: video and mask from noise, or one of them with the other `given` ("video" or "mask").
+
+        Args:
+            latents, mask_latents: (B, F, C, h, w) each; what is given is clean.
+            prompt_embeds: with `guided` those of the negative prompts, then those of the prompts.
+
+        Returns:
+            the latents of video and mask.
+        """
+        config, guidance_scale = self.transformer.config, self._guidance_scale
+        mask_scheduler = copy.deepcopy(self.scheduler)  # it keeps state, so each modality has its own
+        inner = inner_guidance_scale != 0
+        batch_size, _, _, height, width = latents.shape
+        image_rotary_emb = None
+        if config.use_rotary_positional_embeddings:
+            factor = self.vae_scale_factor_spatial
+            image_rotary_emb = self._prepare_rotary_positional_embeddings(
+                height * factor, width * factor, latents.size(1), latents.device
+            )
+        roles = None
+        if config.get("time_cond_proj_dim") == ROLE_CHANNELS and (given or inner):
+            roles = torch.tensor([ROLES[given]] * (batch_size * (1 + guided)) + [NULL_MASK] * (batch_size * inner))
+            roles = roles.to(latents)
+
+        old_pred_original_sample = old_pred_original_mask = None  # for DPM-solver++
+        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+
+                self._current_timestep = t
+                video_in = latents if given == "video" else self.scheduler.scale_model_input(latents, t)
+                mask_in = mask_latents if given == "mask" else mask_scheduler.scale_model_input(mask_latents, t)
+                joint = torch.cat([video_in, mask_in], dim=2)  # [B, F, 2C, H, W]
+                joint = torch.cat([joint] * 2) if guided else joint
+                embeds = prompt_embeds
+                if inner:
+                    joint = torch.cat([joint, torch.cat([video_in, torch.zeros_like(mask_in)], dim=2)])
+                    embeds = torch.cat([prompt_embeds, prompt_embeds[-batch_size:]])
+
+                with self.transformer.cache_context("cond_uncond"):
+                    prediction = self.transformer(
+                        hidden_states=joint,
+                        encoder_hidden_states=embeds,
+                        timestep=t.expand(joint.shape[0]),
+                        timestep_cond=roles,
+                        image_rotary_emb=image_rotary_emb,
+                        attention_kwargs=attention_kwargs,
+                        return_dict=False,
+                    )[0]
+                video_pred, mask_pred = prediction.float().chunk(2, dim=2)
+
+                if use_dynamic_cfg:
+                    self._guidance_scale = 1 + guidance_scale * (
+                        (1 - math.cos(math.pi * ((num_inference_steps - t.item()) / num_inference_steps) ** 5.0)) / 2
+                    )
+                towards_mask = 0.0
+                if inner:
+                    video_pred, without_mask = video_pred[:-batch_size], video_pred[-batch_size:]
+                    mask_pred = mask_pred[:-batch_size]
+                    towards_mask = inner_guidance_scale * (video_pred[-batch_size:] - without_mask)
+                if guided:
+                    video_pred = guide(video_pred, self.guidance_scale)
+                    mask_pred = guide(
+                        mask_pred, self.guidance_scale if mask_guidance_scale is None else mask_guidance_scale
+                    )
+
+                if given != "video":
+                    latents, old_pred_original_sample = self.scheduler_step(
+                        self.scheduler,
+                        video_pred + towards_mask if inner else video_pred,
+                        old_pred_original_sample,
+                        timesteps,
+                        i,
+                        latents,
+                        step_kwargs or {},
+                    )
+                if given != "mask":
+                    mask_latents, old_pred_original_mask = self.scheduler_step(
+                        mask_scheduler,
+                        mask_pred,
+                        old_pred_original_mask,
+                        timesteps,
+                        i,
+                        mask_latents,
+                        mask_step_kwargs or {},
+                    )
+                latents = latents.to(prompt_embeds.dtype)
+                mask_latents = mask_latents.to(prompt_embeds.dtype)
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for k in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[k] = locals()[k]
+                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
+
+                    latents = callback_outputs.pop("latents", latents)
+                    mask_latents = callback_outputs.pop("mask_latents", mask_latents)
+                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = callback_outputs.pop("negative_prompt_embeds", negative_prompt_embeds)
+                check_mask_latents(mask_latents, i)
+
+                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
+                    progress_bar.update()
+
+        self._current_timestep = None
+        return latents, mask_latents
+
     @torch.no_grad()
     def __call__(
         self,
@@ -246,6 +537,10 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         max_sequence_length: int | None = None,
         return_masks: bool = False,
         mask_guidance_scale: float | None = DEFAULT_MASK_GUIDANCE_SCALE,
+        masks: Any = None,
+        objects: list[str] | list[list[str]] | None = None,
+        inner_guidance_scale: float = 0.0,
+        mask_decoder: str = "vae",
     ) -> JDMPipelineOutput | tuple:
         """Generates videos and, if asked, their masks. Arguments not named here are [`CogVideoXPipeline`]'s.
 
@@ -260,10 +555,19 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             return_masks: decode the masks, too. `False` costs no mask decoding.
             mask_guidance_scale: the mask's own guidance scale, applied to the same two predictions as the video's.
                 1 is no guidance, `None` is the video's scale. Without effect if `guidance_scale` <= 1.
+            masks: where the named objects are to be, one mask for all of them together (layout → video): a path, PIL images,
+                numpy or tensors, (F, H, W) or (B, F, H, W), in [0, 1], white for the objects; a single image for all frames.
+                Resized to the video's size; its frames decide `num_frames`. Returned, as it was used, for `masks`.
+            objects: names, such as `["a red car", "a yellow bus"]`, or a list of them for each prompt: each gets a mask of
+                its own (`object_masks`), made by segmenting the video by each name, which takes the denoising once more.
+            inner_guidance_scale: how much the video is driven to what its mask says, by the difference to a prediction
+                without the mask (VideoJAM's inner guidance). 0 is none; else each step takes one forward pass more: 3 in
+                place of 2.
+            mask_decoder: "vae", or "fast" for the checkpoint's own small decoder of masks.
 
         Returns:
             [`JDMPipelineOutput`], or with `return_dict=False` the tuple `(frames,)`, with `return_masks=True`
-            `(frames, masks)`.
+            `(frames, masks)`, with `objects` also `object_masks`.
 
         Raises:
             ValueError, TypeError: for arguments that do not fit the checkpoint or each other, before any work is done.
@@ -275,7 +579,9 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         config = self.transformer.config
         height = config.sample_height * self.vae_scale_factor_spatial if height is None else height
         width = config.sample_width * self.vae_scale_factor_spatial if width is None else width
-        num_frames = config.sample_frames if num_frames is None else num_frames
+        layout = None if masks is None else read_masks(masks)
+        if num_frames is None:
+            num_frames = config.sample_frames if layout is None or layout.shape[1] == 1 else layout.shape[1]
         max_sequence_length = config.max_text_seq_length if max_sequence_length is None else max_sequence_length
 
         # 1. Check inputs
@@ -284,11 +590,12 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         integers["max_sequence_length"] = max_sequence_length
         if timesteps is None:
             integers["num_inference_steps"] = num_inference_steps
-        scales = {"guidance_scale": guidance_scale}
+        scales = {"guidance_scale": guidance_scale, "inner_guidance_scale": inner_guidance_scale}
         if mask_guidance_scale is not None:
             scales["mask_guidance_scale"] = mask_guidance_scale
         check_joint_arguments(prompt, integers, scales, output_type, return_masks)
         self.check_sizes(height, width, num_frames)
+        self.check_mask_decoder(mask_decoder)
         self.check_inputs(
             prompt,
             height,
@@ -305,6 +612,14 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
                 "positions fit its own `max_text_seq_length` only."
             )
         batch_size = 1 if isinstance(prompt, str) else len(prompt_embeds if prompt is None else prompt)
+        if objects is not None:
+            self.check_roles("`objects`")
+            objects = check_objects(objects, batch_size)
+            if self.text_encoder is None:
+                raise ValueError("`objects` need the text encoder, and the pipeline was loaded without it.")
+        if layout is not None:
+            self.check_roles("`masks`")
+            layout = self.prepare_layout(layout, batch_size, num_frames, height, width)
         latent_channels = config.in_channels // 2
         if latents is not None:
             latent_frames = (num_frames - 1) // self.vae_scale_factor_temporal + 1
@@ -334,13 +649,15 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         if do_classifier_free_guidance:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds], dim=0)
         prompt_embeds = prompt_embeds.to(self.transformer.dtype)
+        if objects is not None:  # now, so that the text encoder may leave the device before the transformer comes
+            names = [name for part in objects for name in part]
+            object_embeds = self.encode_names(names, SEGMENT_GUIDANCE_SCALE > 1, max_sequence_length, device)
 
-        # 3. Timesteps. Both modalities share them (Eq. 10); the schedulers keep state, so the mask has its own.
+        # 3. Timesteps. Both modalities share them (Eq. 10).
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
         self._num_timesteps = len(timesteps)
-        mask_scheduler = copy.deepcopy(self.scheduler)
 
-        # 4. Latents [B, F, C, H, W]: the video's as in the parent, the mask's from generators of its own
+        # 4. Latents [B, F, C, H, W]: the video's as in the parent, the mask's from generators of its own, or given
         latents = self.prepare_latents(
             batch_size,
             latent_channels,
@@ -353,89 +670,184 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             None if latents is None else latents.to(prompt_embeds.dtype),
         )
         mask_generator = mask_generators(latents)
-        mask_latents = randn_tensor(latents.shape, generator=mask_generator, device=device, dtype=latents.dtype)
-        mask_latents = mask_latents * mask_scheduler.init_noise_sigma
-
-        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
-        mask_step_kwargs = self.prepare_extra_step_kwargs(mask_generator, eta)
-
-        image_rotary_emb = (
-            self._prepare_rotary_positional_embeddings(height, width, latents.size(1), device)
-            if config.use_rotary_positional_embeddings
-            else None
-        )
+        if layout is None:
+            mask_latents = randn_tensor(latents.shape, generator=mask_generator, device=device, dtype=latents.dtype)
+            mask_latents = mask_latents * self.scheduler.init_noise_sigma
+        else:
+            mask_latents = self.encode_pixels(layout[:, :, None].expand(-1, -1, 3, -1, -1), latents.dtype, device)
 
         # 5. Denoise both together, step them apart
-        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
-        old_pred_original_sample = old_pred_original_mask = None  # for DPM-solver++
-
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-
-                self._current_timestep = t
-                joint = torch.cat(
-                    [self.scheduler.scale_model_input(latents, t), mask_scheduler.scale_model_input(mask_latents, t)],
-                    dim=2,
-                )  # [B, F, 2C, H, W]
-                joint = torch.cat([joint] * 2) if do_classifier_free_guidance else joint
-
-                with self.transformer.cache_context("cond_uncond"):
-                    prediction = self.transformer(
-                        hidden_states=joint,
-                        encoder_hidden_states=prompt_embeds,
-                        timestep=t.expand(joint.shape[0]),
-                        image_rotary_emb=image_rotary_emb,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0]
-                video_pred, mask_pred = prediction.float().chunk(2, dim=2)
-
-                if use_dynamic_cfg:
-                    self._guidance_scale = 1 + guidance_scale * (
-                        (1 - math.cos(math.pi * ((num_inference_steps - t.item()) / num_inference_steps) ** 5.0)) / 2
-                    )
-                if do_classifier_free_guidance:
-                    video_pred = guide(video_pred, self.guidance_scale)
-                    mask_pred = guide(
-                        mask_pred, self.guidance_scale if mask_guidance_scale is None else mask_guidance_scale
-                    )
-
-                latents, old_pred_original_sample = self.scheduler_step(
-                    self.scheduler, video_pred, old_pred_original_sample, timesteps, i, latents, extra_step_kwargs
-                )
-                mask_latents, old_pred_original_mask = self.scheduler_step(
-                    mask_scheduler, mask_pred, old_pred_original_mask, timesteps, i, mask_latents, mask_step_kwargs
-                )
-                latents = latents.to(prompt_embeds.dtype)
-                mask_latents = mask_latents.to(prompt_embeds.dtype)
-
-                if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for k in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[k] = locals()[k]
-                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-
-                    latents = callback_outputs.pop("latents", latents)
-                    mask_latents = callback_outputs.pop("mask_latents", mask_latents)
-                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = callback_outputs.pop("negative_prompt_embeds", negative_prompt_embeds)
-                check_mask_latents(mask_latents, i)
-
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
-
-        self._current_timestep = None
+        latents, mask_latents = self.denoise(
+            latents,
+            mask_latents,
+            prompt_embeds,
+            timesteps,
+            num_inference_steps,
+            given=None if layout is None else "mask",
+            guided=do_classifier_free_guidance,
+            mask_guidance_scale=mask_guidance_scale,
+            inner_guidance_scale=inner_guidance_scale,
+            use_dynamic_cfg=use_dynamic_cfg,
+            step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
+            mask_step_kwargs=self.prepare_extra_step_kwargs(mask_generator, eta),
+            attention_kwargs=attention_kwargs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            negative_prompt_embeds=negative_prompt_embeds,
+        )
+        object_latents = None
+        if objects is not None and not self.interrupt:
+            counts = torch.tensor([len(part) for part in objects], device=device)
+            object_latents = self.segment_latents(
+                latents.repeat_interleave(counts, dim=0),
+                object_embeds,
+                num_inference_steps,
+                SEGMENT_GUIDANCE_SCALE,
+                attention_kwargs=attention_kwargs,
+            )
 
         # 6. Decode, one after the other: a VAE batch of both would change the video's last bits
+        masks = object_masks = None
         if output_type == "latent":
             frames, masks = latents, mask_latents if return_masks else None
         else:
             frames = self.video_processor.postprocess_video(self.decode_latents(latents), output_type=output_type)
-            masks = masks_to_output(self.decode_latents(mask_latents), output_type) if return_masks else None
+            if return_masks:
+                soft = self.decode_masks(mask_latents, mask_decoder) if layout is None else layout
+                masks = masks_to_output(soft, output_type)
+        if object_latents is not None:
+            object_masks = [
+                part
+                if output_type == "latent"
+                else masks_to_output(self.decode_masks(part, mask_decoder), output_type)
+                for part in object_latents.split(counts.tolist())
+            ]
 
         self.maybe_free_model_hooks()
 
-        output = JDMPipelineOutput(frames=frames, masks=masks)
+        output = JDMPipelineOutput(frames=frames, masks=masks, object_masks=object_masks)
         return output if return_dict else output.to_tuple()
+
+    def encode_names(self, prompts: list[str], guided: bool, max_sequence_length: int, device) -> torch.Tensor:
+        """(N, L, D), with `guided` (2N, L, D), those of the empty prompt first."""
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompts, None, guided, num_videos_per_prompt=1, max_sequence_length=max_sequence_length, device=device
+        )
+        embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
+        return embeds.to(self.transformer.dtype)
+
+    def segment_latents(
+        self,
+        latents: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """The mask latents of what each prompt names in its video, of which there are the clean latents (B, F, C, h, w).
+
+        `prompt_embeds` are those of [`encode_names`]. Without a generator, the noise follows from the latents.
+        """
+        generator = mask_generators(latents) if generator is None else generator
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, latents.device)
+        return self.denoise(
+            latents,
+            noise * self.scheduler.init_noise_sigma,
+            prompt_embeds,
+            timesteps,
+            num_inference_steps,
+            given="video",
+            guided=guidance_scale > 1,
+            mask_guidance_scale=guidance_scale,
+            mask_step_kwargs=self.prepare_extra_step_kwargs(generator, 0.0),
+            attention_kwargs=attention_kwargs,
+        )[1]
+
+    @torch.no_grad()
+    def segment(
+        self,
+        video: Any,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = SEGMENT_GUIDANCE_SCALE,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        attention_kwargs: dict[str, Any] | None = None,
+        max_sequence_length: int | None = None,
+        mask_decoder: str = "vae",
+    ) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
+        """The mask of what the prompt names in a given video (video → mask).
+
+        Args:
+            video: a path, PIL images, numpy (F, H, W, 3) or a tensor (F, 3, H, W), in [0, 1] or uint8; or a batch of those.
+                One video goes with several prompts.
+            height, width: at which it is looked at; by default the checkpoint's own size. The video is resized as a whole, and
+                its length filled up with its last frame to 8k + 1; the masks have its own size and length again.
+            guidance_scale: of the mask; 1 is none.
+            generator: for the mask's noise; by default it follows from the video.
+
+        Returns:
+            soft masks, one for all named objects together, as `masks` of [`JDMPipelineOutput`]; for "latent" at the size at
+            which the video was looked at.
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit the checkpoint or each other, before any work is done.
+        """
+        config = self.transformer.config
+        height = config.sample_height * self.vae_scale_factor_spatial if height is None else height
+        width = config.sample_width * self.vae_scale_factor_spatial if width is None else width
+        max_sequence_length = config.max_text_seq_length if max_sequence_length is None else max_sequence_length
+
+        # 1. Check inputs
+        self.check_denoiser()
+        self.check_roles("`segment`")
+        self.check_mask_decoder(mask_decoder)
+        integers = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
+        check_joint_arguments(prompt, integers, {"guidance_scale": guidance_scale}, output_type)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list):
+            raise TypeError(f"`prompt` must be a string or a list of strings, got {type(prompt).__name__}.")
+        frames = read_video(video)
+        if len(frames) not in (1, len(prompts)):
+            raise ValueError(
+                f"there are {len(frames)} videos and {len(prompts)} prompts: give one prompt for each video."
+            )
+        if isinstance(generator, list) and len(generator) != len(prompts):
+            raise ValueError(
+                f"got {len(generator)} generators for {len(prompts)} masks: pass one a mask, or one for all."
+            )
+        num_frames, own_size = frames.shape[1], tuple(frames.shape[-2:])
+        clip = 2 * self.vae_scale_factor_temporal
+        padding = -(num_frames - 1) % clip
+        self.check_sizes(height, width, num_frames + padding)
+        if own_size != (height, width):
+            logger.warning(f"the video of {own_size[0]}×{own_size[1]} pixels is looked at in {height}×{width}.")
+        if num_frames > max(config.sample_frames, 1):
+            logger.warning(
+                f"the video has {num_frames} frames; the checkpoint's own clips have {config.sample_frames}."
+            )
+
+        # 2. Encode the video, and segment it
+        self._guidance_scale, self._attention_kwargs = 1.0, attention_kwargs
+        self._current_timestep, self._interrupt = None, False
+        device = self._execution_device
+        prompt_embeds = self.encode_names(prompts, guidance_scale > 1, max_sequence_length, device)
+        frames = resize(frames, height, width)
+        frames = torch.cat([frames, frames[:, -1:].expand(-1, padding, -1, -1, -1)], dim=1)
+        latents = self.encode_pixels(frames, self.transformer.dtype, device)
+        latents = latents.expand(len(prompts), -1, -1, -1, -1)
+        mask_latents = self.segment_latents(
+            latents, prompt_embeds, num_inference_steps, guidance_scale, generator, attention_kwargs
+        )
+
+        # 3. Decode
+        masks = mask_latents
+        if output_type != "latent":
+            masks = self.decode_masks(mask_latents, mask_decoder)[:, :num_frames]
+            masks = masks_to_output(resize(masks, *own_size), output_type)
+        self.maybe_free_model_hooks()
+        return masks

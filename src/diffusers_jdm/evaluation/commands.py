@@ -215,8 +215,10 @@ def _preference(arguments: argparse.Namespace) -> None:
             print(f"\nWrote {arguments.output}")
         return
 
-    from .preference_page import LARGE, write_page
-
+    try:
+        from .preference_page import LARGE, write_page
+    except ModuleNotFoundError as error:
+        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[train]"') from error
     made = write_page(arguments.a, arguments.b, arguments.output, arguments.seed, arguments.max_pairs)
     print(f"Wrote {arguments.output}: {made['pairs']} pair(s), {made['bytes'] / 1e6:.1f} MB, page {made['page']}")
     if made["uneven"]:

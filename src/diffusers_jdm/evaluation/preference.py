@@ -276,7 +276,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     """The file appears when it is whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # nothing is left of it after the rename

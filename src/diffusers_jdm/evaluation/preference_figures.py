@@ -63,23 +63,23 @@ def bootstrap(votes: dict[tuple[str, int], str], seed: int = 0) -> dict[str, lis
     (the pigeonhole bootstrap, Owen 2007, which is rather too wide than too narrow).
     """
     voters, pairs = (sorted({key[k] for key in votes}) for k in (0, 1))
-    nothing: dict[str, list[float] | None] = dict.fromkeys((*OUTCOMES, "win_rate_b"))
+    intervals: dict[str, list[float] | None] = dict.fromkeys((*OUTCOMES, "win_rate_b"))
     if len(voters) < 2:
-        return nothing
-    table = np.zeros((len(voters), len(pairs), len(OUTCOMES)))
+        return intervals
+    chosen = np.zeros((len(voters), len(pairs), len(OUTCOMES)))
     for (voter, pair), choice in votes.items():
-        table[voters.index(voter), pairs.index(pair), OUTCOMES.index(choice)] = 1
+        chosen[voters.index(voter), pairs.index(pair), OUTCOMES.index(choice)] = 1
     chance = np.random.default_rng(seed)
     drawn = [chance.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float) for n in (len(voters), len(pairs))]
-    sums = (drawn[0] @ table.reshape(len(voters), -1)).reshape(RESAMPLES, len(pairs), -1)  # [R, pairs, outcomes]
+    sums = (drawn[0] @ chosen.reshape(len(voters), -1)).reshape(RESAMPLES, len(pairs), -1)  # [R, pairs, outcomes]
     sums = np.einsum("rp,rpk->rk", drawn[1], sums)
     total, decided = sums.sum(1), sums[:, 0] + sums[:, 1]
     of_outcomes = {outcome: (sums[:, k], total) for k, outcome in enumerate(OUTCOMES)}
     for name, (part, whole) in (of_outcomes | {"win_rate_b": (sums[:, 1], decided)}).items():
         if (whole > 0).any():  # a resample of few votes may have drawn none
             shares = part[whole > 0] / whole[whole > 0]
-            nothing[name] = np.percentile(shares, [2.5, 97.5]).tolist()
-    return nothing
+            intervals[name] = np.percentile(shares, [2.5, 97.5]).tolist()
+    return intervals
 
 
 def table(result: dict[str, Any]) -> str:

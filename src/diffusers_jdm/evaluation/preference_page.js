@@ -66,6 +66,8 @@ function setPaused(value) {
 }
 
 videos.forEach((video) => {
+  // Kept while the next pair is loaded, so that the questions stay where they are.
+  video.addEventListener("loadedmetadata", () => { video.style.aspectRatio = video.videoWidth / video.videoHeight; });
   // Both start together, in each round: one loop apiece would drift.
   video.addEventListener("loadeddata", () => { if (videos.every((each) => each.readyState >= 2)) replay(); });
   video.addEventListener("ended", () => { if (videos.every((each) => each.ended)) replay(); });
@@ -146,7 +148,8 @@ function restart() {
 }
 
 const ACTIONS = {
-  replay, download, restart,
+  download, restart,
+  replay: () => { setPaused(false); replay(); },
   pause: () => setPaused(!paused),
   back: () => goTo(state.at - 1),
   next: () => goTo(state.at + 1),
@@ -167,7 +170,7 @@ document.addEventListener("keydown", (event) => {
   if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === " " && event.target.closest?.("button")) return; // reached by Tab: space presses it
   const keys = {
-    " ": replay,
+    " ": ACTIONS.replay,
     p: ACTIONS.pause,
     ArrowLeft: ACTIONS.back,
     ArrowRight: ACTIONS.next,

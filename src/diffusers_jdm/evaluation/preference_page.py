@@ -19,7 +19,7 @@ from .preference import FORMAT, VERSION, Pair, draw, find_pairs, page_id
 LARGE = 200_000_000  # bytes, from which on browsers are slow to open the page
 CRF = 14  # of what must be encoded anew: no difference to be seen
 # Nothing that tells where the file comes from, such as the version of FFmpeg.
-MP4 = {"movflags": "faststart", "fflags": "bitexact"}
+MP4 = {"fflags": "bitexact"}
 BT709, LIMITED_RANGE = 1, 1  # by FFmpeg's numbers
 
 
@@ -131,7 +131,6 @@ def _copy(path: Path, found: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with av.open(os.fspath(path)) as source, av.open(buffer, "w", format="mp4", options=MP4) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        stream.metadata.clear()
         for packet in source.demux(source.streams.video[0]):
             if packet.dts is not None:  # the last one is empty
                 packet.stream = stream

@@ -4,11 +4,17 @@ This file is copied byte for byte into Hub repos, where it must load without our
 diffusers only.
 """
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import CogVideoXTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+
+PARENT = inspect.signature(CogVideoXTransformer3DModel.__init__)
+TIME_COND_PROJ_DIM = inspect.Parameter("time_cond_proj_dim", inspect.Parameter.KEYWORD_ONLY, default=None)
 
 
 class JDMTransformer3DModel(CogVideoXTransformer3DModel):
@@ -22,6 +28,11 @@ class JDMTransformer3DModel(CogVideoXTransformer3DModel):
 
     `diffusers_jdm.inflate(base)` makes one out of a base model; a fresh one has random weights.
 
+    Args:
+        time_cond_proj_dim: as in [`UNet3DConditionModel`], channels of `timestep_cond`, which is added to the timestep's
+            embedding: 4 for a model that was trained with roles (video given, video left out, mask given, mask left out).
+            All other arguments are the parent's.
+
     Raises:
         ValueError: `in_channels` or `out_channels` is odd, so it cannot hold two halves.
     """
@@ -29,9 +40,18 @@ class JDMTransformer3DModel(CogVideoXTransformer3DModel):
     # Read once and here: without the package, loading another repo puts its code into this module's file.
     _source_code = Path(__file__).read_bytes()
 
+    def __init__(self, *args: Any, time_cond_proj_dim: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if time_cond_proj_dim is not None:
+            width = self.time_embedding.linear_1.in_features
+            self.time_embedding.cond_proj = torch.nn.Linear(time_cond_proj_dim, width, bias=False)
+
+    # diffusers reads the config's keys off the signature, and would lose those that hide in **kwargs.
+    __init__.__signature__ = PARENT.replace(parameters=[*PARENT.parameters.values(), TIME_COND_PROJ_DIM])
+    __init__ = register_to_config(__init__)
+
     def register_to_config(self, **kwargs: Any) -> None:
-        # Every way to build a model passes here before a weight is allocated. __init__ stays the parent's: one with
-        # **kwargs would lose config keys.
+        # Every way to build a model passes here before a weight is allocated.
         for name in ("in_channels", "out_channels"):
             channels = kwargs.get(name) or 0
             if channels % 2:

@@ -1,0 +1,150 @@
+"""A headless Chromium by its DevTools protocol over two pipes: no driver, no port and no package is needed."""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+REASON = "no Chromium here: apt-get install chromium"
+KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "Enter": 13, " ": 32}
+
+
+class Browser:
+    """One page in one browser with a profile of its own in `folder`, which downloads to `folder / "downloads"`."""
+
+    def __init__(self, folder: Path, size: tuple[int, int] = (1200, 900)):
+        (to_read, self._write), (self._read, to_write) = os.pipe(), os.pipe()  # the browser's 3 and 4
+        command = f'exec "$@" 3<&{to_read} 4>&{to_write}'
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags += [
+            "--remote-debugging-pipe",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={size[0]},{size[1]}",
+        ]
+        self.process = subprocess.Popen(
+            ["bash", "-c", command, "chromium", CHROMIUM, *flags],
+            pass_fds=(to_read, to_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": str(folder)},
+        )
+        os.close(to_read), os.close(to_write)
+        self._buffer, self._number, self._session, self.events = b"", 0, None, []
+        self.downloads = folder / "downloads"
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
+        self._session = session
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._write), os.close(self._read)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The answer of the browser. What it tells meanwhile goes to `events`; its dialogs are answered with yes."""
+        number = self._send(method, parameters)
+        while True:
+            message = self._receive()
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+            if "method" not in message:  # the answer to a dialog's
+                continue
+            self.events.append(message)
+            if message["method"] == "Page.javascriptDialogOpening":
+                self._send("Page.handleJavaScriptDialog", {"accept": True})
+
+    def _send(self, method: str, parameters: dict[str, Any]) -> int:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        return self._number
+
+    def _receive(self, timeout: float = 20) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._read], [], [], timeout)
+            part = os.read(self._read, 1 << 20) if ready else b""
+            assert part, "the browser does not answer"
+            self._buffer += part
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def reload(self) -> None:
+        self.run("window.isOld = true")
+        self.call("Page.reload")
+        self.wait("document.readyState === 'complete' && !window.isOld")
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression, a promise's too."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 10) -> None:
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, f"waited in vain for {script}"
+            time.sleep(0.02)
+
+    def click(self, selector: str) -> None:
+        """A real click at the middle of the element, which is scrolled into view."""
+        place = f"""(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: "nearest"}});
+            const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+        x, y = self.run(place)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str, repeat: bool = False) -> None:
+        """A real key press; `repeat`: as when it is held down."""
+        code = KEYS.get(key, ord(key[0].upper()))
+        written = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+        common = {"key": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=repeat, **common, **written)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def write(self, text: str) -> None:
+        self.call("Input.insertText", text=text)
+
+    def downloaded(self, seconds: float = 10) -> Path:
+        """The only file that was downloaded, when it is whole."""
+        end = time.monotonic() + seconds
+        while True:
+            files = list(self.downloads.glob("*")) if self.downloads.is_dir() else []
+            if files and not any(file.suffix == ".crdownload" for file in files):
+                assert len(files) == 1, files
+                return files[0]
+            assert time.monotonic() < end, "nothing was downloaded"
+            time.sleep(0.02)
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def complaints(self) -> list[Any]:
+        """Errors of scripts, and what the console was told of errors."""
+        return [
+            event["params"]
+            for event in self.events
+            if event["method"] == "Runtime.exceptionThrown"
+            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error")
+        ]

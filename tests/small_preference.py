@@ -1,0 +1,113 @@
+"""Folders of videos for a preference study, what its page shows of them, and votes as it saves them."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+
+from diffusers_jdm.evaluation.preference import FORMAT, Pair, page_id
+
+FILES = [f"{category}/{number:04d}.mp4" for category in ("colour", "motion") for number in range(3)]
+PROMPTS = [
+    'a <b>red</b> circle & "two" squares </script><script>document.title = "hacked"</script>',
+    "ein Stern 🌊 über dem 海\u2028",
+    "כלב רץ על החוף",
+    "a green square",
+]
+NAMES = ("zebrafolder", "walrusfolder")
+HEIGHT, WIDTH, FRAMES, FPS = 48, 64, 6, 8
+GREY = {NAMES[0]: 60, NAMES[1]: 200}  # by which a test tells whose video it sees
+
+
+def write_folders(root: Path) -> tuple[Path, Path]:
+    """Two folders in the form of export-vbench's. The tally reads no pictures, so the videos are some bytes."""
+    for folder in ("base", "jdm"):
+        lines = []
+        for number, name in enumerate(FILES):
+            path = root / folder / "videos" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{folder} {name}".encode())
+            lines.append(json.dumps({"video": f"videos/{name}", "prompt": f"prompt {number} ü", "seed": number % 2}))
+        (root / folder / "masks").mkdir()
+        (root / folder / "masks/0.mp4").write_bytes(b"")  # must not be taken for a video
+        (root / folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return root / "base", root / "jdm"
+
+
+def vote_file(
+    path: Path,
+    drawn: list[tuple[Pair, bool]],
+    choose: Callable[[Pair, str], str | None],
+    seed: int = 0,
+    voter: str = "1",
+    name: str = "",
+    minute: int = 0,
+) -> Path:
+    """What the page saves (test_preference_browser.py has a page do it). choose: "a", "b", … of pair and question."""
+    votes = []
+    for pair, a_is_left in drawn:
+        vote = {"pair": pair.ids(seed)[0 if a_is_left else 1], "time": f"2026-01-01T10:{minute:02d}:00.000Z"}
+        for question in ("alignment", "quality"):
+            chosen = choose(pair, question)
+            sides = {"a": "left", "b": "right"} if a_is_left else {"a": "right", "b": "left"}
+            vote[question] = sides.get(chosen, chosen)
+        votes.append(vote)
+    content = {"format": FORMAT, "version": 1, "page": page_id([vote["pair"] for vote in votes]), "votes": votes}
+    path.write_text(json.dumps(content | {"voter": {"id": voter, "name": name}}))
+    return path
+
+
+def write_h264(path: Path, frames: np.ndarray, pix_fmt="yuv420p", codec="libx264", fps=FPS) -> None:
+    """As diffusers writes videos, but with all that a file can tell of where it comes from."""
+    with av.open(str(path), "w") as container:
+        container.metadata.update(title=str(path), comment=path.parts[-3])
+        stream = container.add_stream(codec, rate=fps)
+        stream.metadata["handler_name"] = f"made by {path.parts[-3]}"
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def frames_of(number: int, grey: int, height=HEIGHT, width=WIDTH, count=FRAMES) -> np.ndarray:
+    frames = np.full((count, height, width, 3), grey, np.uint8)
+    frames[:, :8, :8] = 40 * number
+    return frames
+
+
+def write_video_folders(root: Path) -> list[Path]:
+    """Two folders with videos that can be seen, and told apart by their grey."""
+    found = []
+    for name in NAMES:
+        (root / name / "videos").mkdir(parents=True)
+        lines = []
+        for number, prompt in enumerate(PROMPTS):
+            write_h264(root / name / f"videos/{number}.mp4", frames_of(number, GREY[name]))
+            lines.append(json.dumps({"video": f"videos/{number}.mp4", "prompt": prompt, "seed": 0}))
+        (root / name / "manifest.jsonl").write_text("\n".join(lines))
+        found.append(root / name)
+    return found
+
+
+def videos_of(page: str) -> list[tuple[bytes, bytes]]:
+    found = dict(re.findall(r'<script type="text/plain" id="(\w+-\d+)">([^<]*)</script>', page))
+    return [
+        tuple(base64.b64decode(found[f"{side}-{k}"]) for side in ("left", "right")) for k in range(len(found) // 2)
+    ]
+
+
+def decoded(video: bytes) -> tuple[str, str, np.ndarray]:
+    with av.open(io.BytesIO(video)) as container:
+        context = container.streams.video[0].codec_context
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return context.name, context.pix_fmt, frames
+
+
+def sides_of(page: str) -> list[str]:
+    """Whose video is on the left, by its grey."""
+    return [min(NAMES, key=lambda name: abs(GREY[name] - decoded(left)[2].mean())) for left, _ in videos_of(page)]
