@@ -70,10 +70,10 @@ def test_what_comes_out_loads_and_fits_the_pipeline(family, joints, training_set
 def test_it_learns_the_shipped_vae(training_set, tmp_path):
     flags = ["--num_frames", 9, "--height", 32, "--width", 32, "--disable_vae_tiling", "--heldout_samples", 2]
     flags += ["--hidden_channels", 32, "--num_layers", 2, "--pool_size", 24, "--train_batch_size", 8]
-    flags += ["--max_train_steps", 80, "--validation_steps", 10, "--lr_warmup_steps", 5, "--learning_rate", 5e-3]
+    flags += ["--max_train_steps", 160, "--validation_steps", 10, "--lr_warmup_steps", 5, "--learning_rate", 5e-3]
     log = train(ROOT / "examples/shapes/joint", training_set, tmp_path, *flags)
-    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
-    assert log[-1]["iou"] > 0.8 > log[0]["iou"]
+    assert log[-1]["loss"] < 0.75 * log[0]["loss"]
+    assert log[-1]["iou"] > 0.7 > log[0]["iou"]
 
 
 def test_it_goes_on_after_a_stop(joints, training_set, tmp_path):
@@ -91,31 +91,38 @@ def test_it_goes_on_after_a_stop(joints, training_set, tmp_path):
 def test_the_teacher_says_what_the_vae_makes_of_these_latents(training_set):
     """Also of noisy ones: the mask that the VAE decodes from the very latents that the decoder gets."""
     backbone = small_data.joint_backbone("cogvideox")
-    masks = [np.zeros((9, 16, 16), bool), np.ones((9, 16, 16), bool)]
+    masks, colours = [torch.zeros(9, 16, 16), torch.ones(9, 16, 16)], [script.BLACK_AND_WHITE] * 2
     args = arguments("a", "b", "c")
-    latents, soft = script.teach(backbone, masks, [0.0, 1.0], torch.Generator().manual_seed(0), args)
+    latents, soft = script.teach(backbone, masks, colours, [0.0, 1.0], torch.Generator().manual_seed(0), args)
     assert latents.shape == (2, 4, 3, 2, 2) and soft.shape == (2, 9, 16, 16)
-    clean, _ = script.teach(backbone, masks, [0.0, 0.0], torch.Generator().manual_seed(0), args)
+    clean, _ = script.teach(backbone, masks, colours, [0.0, 0.0], torch.Generator().manual_seed(0), args)
     assert torch.equal(latents[0], clean[0]) and not torch.allclose(latents[1], clean[1], atol=0.1)
     with torch.no_grad():
         decoded = backbone.pipe.decode_masks(latents.float().movedim(1, 2))
+        white = backbone.encode_pixels(torch.ones(1, 9, 16, 16, 3)).movedim(2, 1)
     torch.testing.assert_close(soft.float(), decoded, rtol=0, atol=2e-3)  # fp16
+    torch.testing.assert_close(clean[1:].float(), white, rtol=0, atol=2e-3)
 
 
-def test_drawn_masks_are_unions_of_objects_flipped_and_shifted(training_set):
+def test_errors_like_those_of_sampling_have_unit_variance():
+    noise = script.sampling_errors((400, 4, 3, 8, 8), torch.Generator().manual_seed(0))
+    assert noise.shape == (400, 4, 3, 8, 8) and noise.mean().abs() < 0.05 and 0.8 < noise.std() < 1.2
+    still = torch.corrcoef(noise.movedim(2, 0).flatten(1))  # a part of it is the same in all frames
+    assert 0.3 < still[0, 1] < 0.9
+
+
+def test_drawn_masks_are_whole_clips_of_some_object(training_set):
     source = VideoSource(training_set, 9, 32, 32)
+    drawn = [script.draw_mask(source, [0], np.random.default_rng(seed)) for seed in range(20)]
+    assert all(mask.dtype == torch.float32 and mask.shape == (9, 32, 32) for mask in drawn)
+    assert all(mask.min() >= 0 and mask.max() <= 1 for mask in drawn)
+    hard = [bool(((mask == 0) | (mask == 1)).all()) for mask in drawn]
+    assert any(hard) and not all(hard) and len({mask.numpy().tobytes() for mask in drawn}) == 20
+    assert torch.equal(drawn[3], script.draw_mask(source, [0], np.random.default_rng(3)))
+    areas = sorted(mask.mean().item() for mask in drawn)
     row = source.row(0)
-    count = len(row["regions"])
-    areas = {tuple(sorted(m.any(0).sum((1, 2)))) for m in all_subsets(source.masks(row, tuple(range(count))))}
-    rng = np.random.default_rng(0)
-    drawn = [script.draw_mask(source, [0], rng) for _ in range(20)]
-    assert all(mask.dtype == bool and mask.shape == (9, 32, 32) for mask in drawn)
-    assert {tuple(sorted(mask.sum((1, 2)))) for mask in drawn} <= areas  # neither flip nor shift loses a pixel
-    assert len({mask.tobytes() for mask in drawn}) > 15
-
-
-def all_subsets(masks):
-    return [masks[list(subset)] for subset in small_data.non_empty_subsets(len(masks))]
+    whole = source.masks(row, tuple(range(len(row["regions"])))).any(0).mean()
+    assert 0 < areas[10] < 1.5 * whole  # moved, and bent a little, but neither blown up nor lost
 
 
 def test_clips_without_objects_are_passed_over(tmp_path):
