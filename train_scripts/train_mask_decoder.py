@@ -53,7 +53,7 @@ def parse_args(argv=None):
     parser.add_argument("--num_layers", type=int, default=4, help="of the decoder")
     parser.add_argument("--max_train_steps", type=int, default=3000)
     parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--learning_rate", type=float, default=1e-2)
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
     parser.add_argument("--dice_weight", type=float, default=0.0, help="of a Dice loss beside the cross-entropy")
     parser.add_argument("--colour_proportion", type=float, default=0.3, help="share of the masks in two colours")

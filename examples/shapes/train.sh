@@ -43,7 +43,7 @@ fi
     --train_batch_size 48 --max_train_steps 1500 --lr_scheduler cosine --lr_warmup_steps 100 \
     --checkpointing_steps 300 --validation_steps 300
 "$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/roles --train_data_dir $out/dataset \
-    --output_dir $out/mask_decoder
+    --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision bf16 --resume_from_checkpoint latest
 if [[ ${2:-} == roles ]]; then
     exit
 fi

@@ -59,6 +59,7 @@ def test_sizes_of_a_vae_and_those_given_beside_it():
         "latent_channels": 4,
         "hidden_channels": 6,
         "num_layers": 3,
+        "up_channels": 32,
         "spatial_factor": 8,
         "temporal_factor": 4,
     }
@@ -77,26 +78,30 @@ def test_the_defaults_are_small_and_fit_cogvideox():
 
 
 def test_channels_become_frames_rows_and_columns_in_this_order():
-    decoder = build(num_layers=1, spatial_factor=2)
+    decoder = build(num_layers=1, spatial_factor=4, up_channels=1)
     with torch.no_grad():
-        decoder.conv_out.weight.zero_()
-        decoder.conv_out.bias.copy_(torch.arange(16.0))  # 4 frames of 2×2 pixels
-    tile = torch.arange(16.0).view(4, 2, 2)
-    assert torch.equal(decoder(torch.zeros(1, 4, 2, 2, 3))[0], tile.repeat(2, 2, 3))
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.conv_up.bias.copy_(torch.arange(1, 5))  # 2×2 pixels in all frames
+        decoder.conv_out.weight.fill_(1)
+        decoder.conv_out.bias.copy_(100 * torch.arange(16.0))  # 4 frames of 2×2 pixels, in each of those
+    coarse = torch.nn.functional.silu(torch.arange(1.0, 5).view(2, 2)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    tile = coarse + 100 * torch.arange(16.0).view(4, 2, 2).repeat(1, 2, 2)
+    torch.testing.assert_close(decoder(torch.zeros(1, 4, 2, 2, 3))[0], tile.repeat(2, 2, 3))
     odd = decoder(torch.zeros(1, 4, 3, 2, 3))[0]
-    assert torch.equal(odd, tile.repeat(3, 2, 3)[3:])  # the first latent frame stands for one frame
+    torch.testing.assert_close(odd, tile.repeat(3, 2, 3)[3:])  # the first latent frame stands for one frame
 
 
 def test_a_pixel_depends_on_the_latents_nearby_and_on_no_others():
-    decoder, latents = build(), random_latents(1, 4, 7, 9, 9)
+    decoder, latents = build(), random_latents(1, 4, 7, 11, 11)
     changed = latents.clone()
-    changed[:, :, 3, 4, 4] += 1
+    changed[:, :, 3, 5, 5] += 1
     with torch.no_grad():
-        difference = (decoder(changed) - decoder(latents))[0].abs()  # [25, 36, 36]
-    difference = torch.nn.functional.pad(difference, (0, 0, 0, 0, 3, 0)).view(7, 4, 9, 4, 9, 4).amax((1, 3, 5))
+        difference = (decoder(changed) - decoder(latents))[0].abs()  # [25, 44, 44]
+    difference = torch.nn.functional.pad(difference, (0, 0, 0, 0, 3, 0)).view(7, 4, 11, 4, 11, 4).amax((1, 3, 5))
     reached = difference > 0
-    inside = torch.zeros(7, 9, 9, dtype=torch.bool)
-    inside[1:6, 1:8, 1:8] = True  # two layers: 2 in time, 2 + 1 in space; so the first frame is not reached
+    inside = torch.zeros(7, 11, 11, dtype=torch.bool)
+    inside[1:6, 1:10, 1:10] = True  # two layers: 2 in time, 2 + 2 in space; so the first frame is not reached
     assert torch.equal(reached, inside)
 
 
@@ -134,6 +139,11 @@ def test_latents_that_do_not_fit_are_one_clear_line(shape):
     ) as e:
         build()(torch.zeros(shape))
     assert "\n" not in str(e.value)
+
+
+def test_one_pixel_a_latent_is_refused():
+    with pytest.raises(ValueError, match="^`spatial_factor` must be even, got 1"):
+        build(spatial_factor=1)
 
 
 # Files

@@ -345,7 +345,7 @@ def test_the_vae_may_be_of_another_dtype(small, video, layout, dtypes):
 def test_a_pipeline_of_the_same_parts_keeps_the_mask_decoder(small):
     temporal = {"cogvideox": 4, "modelscope": 1}[small.family]
     spatial = {"cogvideox": 8, "modelscope": 2}[small.family]
-    decoder = JDMMaskDecoder(small_models.LATENT_CHANNELS, 8, 1, spatial, temporal)
+    decoder = JDMMaskDecoder(small_models.LATENT_CHANNELS, 8, 1, 8, spatial, temporal)
     small.pipe.register_modules(mask_decoder=decoder)
     other = type(small.pipe).from_pipe(small.pipe)
     assert other.mask_decoder is decoder and other.components["mask_decoder"] is decoder
@@ -353,7 +353,7 @@ def test_a_pipeline_of_the_same_parts_keeps_the_mask_decoder(small):
 
 def test_the_fast_decoder_gives_masks_of_the_same_form(small, video, tmp_path):
     temporal, spatial = {"cogvideox": (4, 8), "modelscope": (1, 2)}[small.family]
-    decoder = JDMMaskDecoder(small_models.LATENT_CHANNELS, 8, 1, spatial, temporal)
+    decoder = JDMMaskDecoder(small_models.LATENT_CHANNELS, 8, 1, 8, spatial, temporal)
     small.pipe.register_modules(mask_decoder=decoder)
     slow, fast = (small(objects=[RED], return_masks=True, mask_decoder=name) for name in ("vae", "fast"))
     assert torch.equal(slow.frames, fast.frames)

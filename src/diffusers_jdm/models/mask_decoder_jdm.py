@@ -28,20 +28,29 @@ class _Block(nn.Module):
         return hidden + self.time(F.silu(self.space(F.silu(hidden))))
 
 
+def _to_pixels(hidden: torch.Tensor, factor: int) -> torch.Tensor:
+    """Channels → pixels: (B, C * factor**2, F', h, w) → (B, C, F', h * factor, w * factor)."""
+    return F.pixel_shuffle(hidden.transpose(1, 2), factor).transpose(1, 2)
+
+
 class JDMMaskDecoder(ModelMixin, ConfigMixin):
     """Mask latents → the soft mask that the VAE would decode, at a small part of its cost.
 
-    All convolutions run at the latents' resolution; the last one gives each latent's pixels and frames as channels. A mask
-    is a smooth and colourless thing, so little of what a VAE's decoder does is needed. There is no normalisation, and no
-    attention: a pixel depends on the latents nearby, `num_layers + 1` of them to each side, `num_layers` in time. It is
-    made for one VAE, by distillation (`train_scripts/train_mask_decoder.py`).
+    Most convolutions run at the latents' resolution, two at twice that; the last one gives the rest of the pixels and the
+    frames as channels. A mask is a smooth and colourless thing, so little of what a VAE's decoder does is needed. There is
+    no normalisation, and no attention: a pixel depends on the latents nearby, `num_layers + 2` of them to each side,
+    `num_layers` in time. It is made for one VAE, by distillation (`train_scripts/train_mask_decoder.py`).
 
     Args:
         latent_channels (`int`): of the mask's latents.
-        hidden_channels (`int`): of the convolutions.
-        num_layers (`int`): residual blocks.
-        spatial_factor (`int`): pixels a latent, in height and in width.
+        hidden_channels (`int`): of the convolutions at the latents' resolution.
+        num_layers (`int`): residual blocks there.
+        up_channels (`int`): of the convolutions at twice that resolution.
+        spatial_factor (`int`): pixels a latent, in height and in width; even.
         temporal_factor (`int`): frames a latent frame. With 1, of an image VAE, each frame is decoded alone, as there.
+
+    Raises:
+        ValueError: `spatial_factor` is odd.
     """
 
     @register_to_config
@@ -50,14 +59,21 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
         latent_channels: int = 16,
         hidden_channels: int = 64,
         num_layers: int = 4,
+        up_channels: int = 32,
         spatial_factor: int = 8,
         temporal_factor: int = 4,
     ):
         super().__init__()
+        if spatial_factor % 2:
+            raise ValueError(f"`spatial_factor` must be even, got {spatial_factor}: pixels are made in two steps.")
         self.conv_in = nn.Conv3d(latent_channels, hidden_channels, (1, 3, 3), padding=(0, 1, 1))
         time_kernel = 3 if temporal_factor > 1 else 1
         self.blocks = nn.ModuleList(_Block(hidden_channels, time_kernel) for _ in range(num_layers))
-        self.conv_out = nn.Conv3d(hidden_channels, temporal_factor * spatial_factor**2, 1)
+        self.conv_up = nn.Conv3d(hidden_channels, 4 * up_channels, 1)
+        self.fine = nn.ModuleList(
+            nn.Conv3d(up_channels, up_channels, (1, 3, 3), padding=(0, 1, 1)) for _ in range(2)
+        )
+        self.conv_out = nn.Conv3d(up_channels, temporal_factor * (spatial_factor // 2) ** 2, 1)
 
     @classmethod
     def for_vae(cls, vae: nn.Module, **kwargs: Any) -> "JDMMaskDecoder":
@@ -92,9 +108,11 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
         hidden = self.conv_in(latents)  # [B, hidden, F', h, w]
         for block in self.blocks:
             hidden = block(hidden)
-        logits = self.conv_out(F.silu(hidden))  # [B, t * s * s, F', h, w]
-        logits = logits.unflatten(1, (time, space, space)).permute(0, 4, 1, 5, 2, 6, 3)  # [B, F', t, h, s, w, s]
-        logits = logits.flatten(5, 6).flatten(3, 4).flatten(1, 2)  # [B, F' * t, H, W]
+        hidden = _to_pixels(self.conv_up(F.silu(hidden)), 2)  # [B, up, F', 2h, 2w]
+        for conv in self.fine:
+            hidden = hidden + conv(F.silu(hidden))
+        logits = _to_pixels(self.conv_out(F.silu(hidden)), space // 2)  # [B, t, F', H, W]
+        logits = logits.transpose(1, 2).flatten(1, 2)  # [B, F' * t, H, W]
         return logits[:, time - 1 :] if latents.shape[2] % 2 else logits
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
