@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train shapes shapes-joint shapes-roles clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train report ablation ablation-quick shapes shapes-joint shapes-roles clean
 
 setup: $(STAMP)
 
@@ -59,6 +59,22 @@ bench-prepare: setup  ## the data pipeline without its models: speed, memory, 20
 
 bench-gradient-checkpointing: setup
 	$(BIN)/python benchmarks/bench_gradient_checkpointing.py
+
+REPORT := outputs/report
+
+report: setup  ## all figures of the shipped small CogVideoX checkpoints, base and joint, to docs/report.html; an hour on a CPU
+	mkdir -p $(REPORT)
+	$(BIN)/diffusers-jdm evaluate figure examples/shapes/base examples/shapes/joint --prompts examples/shapes/prompts.txt \
+		--output $(REPORT)/figure.html --detector exact --num_inference_steps 25 --guidance_scale 3
+	$(BIN)/diffusers-jdm evaluate shapes examples/shapes/base examples/shapes/joint --output $(REPORT)/shapes.json
+	$(BIN)/diffusers-jdm evaluate overhead examples/shapes/joint examples/shapes/base --output $(REPORT)/overhead.json
+	$(BIN)/diffusers-jdm evaluate report $(REPORT) --output docs/report.html
+
+ablation: setup  ## Figure 4 and Table 5 in small, resumable, to outputs/ablation; many hours on 2 cores
+	examples/ablation/ablation.sh $(BIN)
+
+ablation-quick: setup  ## the same axes in some 20 minutes, with no claim to a result
+	examples/ablation/ablation.sh $(BIN) quick
 
 shapes: setup  ## train the small checkpoints again, from nothing; hours on a CPU
 	examples/shapes/train.sh $(BIN)

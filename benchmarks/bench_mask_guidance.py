@@ -7,13 +7,14 @@ import argparse
 
 import numpy as np
 import torch
-from bench_shapes import generate, mask_ious, mean_scores, named_kinds, sampling
+from bench_shapes import mask_ious, mean_scores, named_kinds, sampling
 from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
 from diffusers_jdm.data.shapes import phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects
+from diffusers_jdm.evaluation.shapes_evaluation import sample
 
 
 def parse_args():
@@ -39,6 +40,7 @@ def colourfulness(pipe, prompts, **kwargs) -> float:
 
 def main(args):
     pipe = DiffusionPipeline.from_pretrained(args.joint)
+    pipe.set_progress_bar_config(disable=True)
     clips = [sample_clip(args.seed, index, "pairs") for index in range(args.n_prompts)]
     named, prompts = named_kinds(clips), [clip.caption for clip in clips]
     for i in range(0, len(clips), 2):
@@ -46,7 +48,7 @@ def main(args):
     rows = {}
     for scale in args.scales:
         settings = sampling(args) | {"mask_guidance_scale": scale}
-        frames, masks = generate(pipe, prompts, 25, return_masks=True, **settings)
+        frames, masks = sample(pipe, prompts, 25, return_masks=True, **settings)
         found = [find_objects(video) for video in frames]
         rows[f"scale {scale:g}"] = {
             "mask_iou": mask_ious(found, named, masks).mean().item(),

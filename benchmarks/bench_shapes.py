@@ -11,14 +11,13 @@ import argparse
 import time
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 from report import print_table, write_report
-from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
 from diffusers_jdm.data.shapes import UNSEEN_KINDS, ShapeClip, phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
+from diffusers_jdm.evaluation.shapes_evaluation import sample
 
 FAMILIES = {
     "cogvideox": {
@@ -50,23 +49,6 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=11, help="names the held-out clips whose captions are the prompts")
     parser.set_defaults(**FAMILIES[parser.parse_known_args()[0].family])
     return parser.parse_args()
-
-
-def generate(pipe, prompts: list[str], batch_size: int, **kwargs):
-    """Frames (N, F, H, W, 3) and soft masks (N, F, H, W) or None; sample i has generator seed i, whatever the batch."""
-    pipe.set_progress_bar_config(disable=True)
-    frames, masks = [], []
-    for start in tqdm(range(0, len(prompts), batch_size), desc=type(pipe).__name__):
-        batch = prompts[start : start + batch_size]
-        out = pipe(
-            batch,
-            generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
-            output_type="np",
-            **kwargs,
-        )
-        frames.append(out.frames)
-        masks.append(getattr(out, "masks", None))
-    return np.concatenate(frames), None if masks[0] is None else np.concatenate(masks)
 
 
 def sampling(args) -> dict:
@@ -121,11 +103,11 @@ def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
     """Figures of the joint checkpoint on the captions of these clips, and the same with shuffled prompts."""
     named = named_kinds(clips)
     prompts = [clip.caption for clip in clips]
-    frames, masks = generate(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
+    frames, masks = sample(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
     found = [find_objects(video) for video in frames]
     first = [[kinds[0]] for kinds in named]
     prompts = [phrase(clip.objects[0], with_motion=False) for clip in clips]
-    single_frames, single_masks = generate(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
+    single_frames, single_masks = sample(pipe, prompts, args.batch_size, return_masks=True, **sampling(args))
     found_single = [find_objects(video) for video in single_frames]
     joint = mean_scores(found, named) | {
         "unseen_object": unseen_object(found, named),
@@ -142,7 +124,7 @@ def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
 
 def base_figures(pipe, clips: list[ShapeClip], args) -> dict:
     prompts, named = [clip.caption for clip in clips], named_kinds(clips)
-    frames, _ = generate(pipe, prompts, args.batch_size, **sampling(args), **base_arguments(pipe))
+    frames, _ = sample(pipe, prompts, args.batch_size, **sampling(args), **base_arguments(pipe))
     found = [find_objects(video) for video in frames]
     return mean_scores(found, named) | {"unseen_object": unseen_object(found, named)}
 
@@ -163,6 +145,8 @@ def main(args):
     start = time.time()
     joint_pipe = DiffusionPipeline.from_pretrained(args.joint)
     base_pipe = DiffusionPipeline.from_pretrained(args.base) if args.base else None
+    for pipe in filter(None, (joint_pipe, base_pipe)):
+        pipe.set_progress_bar_config(disable=True)
     rows, report = {}, {"n_prompts": args.n_prompts} | sampling(args)
     for split in ("pairs", "unseen"):
         clips = [sample_clip(args.seed, i, split, num_frames=args.num_frames) for i in range(args.n_prompts)]

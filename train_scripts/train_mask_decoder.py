@@ -35,7 +35,6 @@ from diffusers_jdm.training.videos import VideoSource
 
 HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BACKBONES = {cls.joint_pipeline.__name__: cls for cls in (CogVideoXBackbone, ModelScopeBackbone)}
-BLACK_AND_WHITE = np.array([[0.0] * 3, [1.0] * 3])
 MAX_TRIES = 100  # clips without a usable mask, one after the other
 
 
@@ -55,10 +54,6 @@ def parse_args(argv=None):
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-2)
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
-    parser.add_argument("--dice_weight", type=float, default=0.0, help="of a Dice loss beside the cross-entropy")
-    parser.add_argument("--colour_proportion", type=float, default=0.3, help="share of the masks in two colours")
-    parser.add_argument("--noise_proportion", type=float, default=0.5, help="share of the masks with noisy latents")
-    parser.add_argument("--max_noise", type=float, default=0.3, help="its standard deviation is drawn up to here")
     parser.add_argument("--pool_size", type=int, default=256, help="masks, decoded by the VAE, to draw batches from")
     parser.add_argument("--teach_every", type=int, default=8, help="steps after which a batch of the pool is renewed")
     parser.add_argument("--heldout_samples", type=int, default=32, help="clips that are for validation only")
@@ -73,7 +68,7 @@ def parse_args(argv=None):
     for name in (*positive, "heldout_samples", "validation_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("lr_warmup_steps", "dice_weight", "colour_proportion", "noise_proportion", "max_noise", "seed"):
+    for name in ("lr_warmup_steps", "seed"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
     return args
@@ -110,43 +105,21 @@ def load_backbone(args, backbone_class, base):
     return backbone_class(pipe)
 
 
-def sampling_errors(shape, generator):
-    """Noise like the errors of sampled latents, in a mixture of its own for each sample: white, the same in all frames
-    (CogVideoX's are half of it), and smooth (ModelScope's are). About unit variance, (B, C, F', h, w)."""
-    batch, channels, _, height, width = shape
-    still = torch.randn(batch, channels, 1, height, width, generator=generator)
-    coarse = torch.randn(batch, channels, -(-height // 4), -(-width // 4), generator=generator)
-    smooth = 1.5 * F.interpolate(coarse, (height, width), mode="bilinear").unsqueeze(2)
-    weights = torch.rand(3, batch, 1, 1, 1, 1, generator=generator)
-    white = torch.randn(shape, generator=generator)
-    return (weights[0] * white + weights[1] * still + weights[2] * smooth) / weights.square().sum(0).sqrt()
-
-
 @torch.no_grad()
-def teach(backbone, masks, colours, noise, generator, args):
-    """What the VAE makes of masks.
-
-    Args:
-        masks: fp32 in [0, 1], (F, H, W) each.
-        colours: of background and objects, RGB in [0, 1], (B, 2, 3).
-        noise: standard deviations of errors that are added to the latents, (B,).
+def teach(backbone, masks, mixed_precision):
+    """What the VAE makes of masks: fp32 in [0, 1], (F, H, W) each.
 
     Returns:
         Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
     """
-    device, half = backbone.pipe.vae.device, HALF[args.mixed_precision]
-    background, objects = torch.as_tensor(np.stack(colours), dtype=torch.float32, device=device)[
-        :, :, None, None, None
-    ].unbind(1)
-    pixels = torch.lerp(background, objects, torch.stack(masks).to(device).unsqueeze(-1)) * 2 - 1  # [B, F, H, W, 3]
+    device, half = backbone.pipe.vae.device, HALF[mixed_precision]
+    pixels = torch.stack(masks).to(device).unsqueeze(-1).repeat(1, 1, 1, 1, 3) * 2 - 1  # [B, F, H, W, 3]
     with torch.autocast(device.type, half, enabled=half is not None):
-        latents = backbone.encode_pixels(pixels).movedim(backbone.channel_dim, 1)  # [B, C, F', h, w]
-        sigma = torch.as_tensor(noise, dtype=torch.float32).view(-1, 1, 1, 1, 1)
-        latents = latents + (sigma * sampling_errors(latents.shape, generator)).to(device)
-        soft = backbone.pipe.decode_masks(latents.movedim(1, backbone.channel_dim))
+        latents = backbone.encode_pixels(pixels)
+        soft = backbone.pipe.decode_masks(latents)
     if not (torch.isfinite(latents).all() and torch.isfinite(soft).all()):
         raise TrainingError("the VAE gives NaN or inf for masks: try another --mixed_precision.")
-    return latents.half().cpu(), soft.half().cpu()
+    return latents.movedim(backbone.channel_dim, 1).half().cpu(), soft.half().cpu()
 
 
 # 2. The masks
@@ -161,7 +134,7 @@ def union_of_some(source, index, rng):
 
 
 def draw_mask(source, indices, rng):
-    """A mask of one of these clips, flipped, shifted and bent at random: fp32 in [0, 1], (F, H, W)."""
+    """A mask of one of these clips, flipped, shifted and bent at random: fp32, 0 or 1, (F, H, W)."""
     for _ in range(MAX_TRIES):
         try:
             mask = union_of_some(source, indices[rng.integers(len(indices))], rng)
@@ -169,8 +142,7 @@ def draw_mask(source, indices, rng):
             reason = str(error)
             continue
         mask = np.flip(mask, [axis for axis in range(3) if rng.random() < 0.5])
-        mask = bend(torch.from_numpy(mask.astype(np.float32)), rng)
-        return (mask > 0.5).float() if rng.random() < 0.5 else mask  # with hard edges or soft ones
+        return (bend(torch.from_numpy(mask.astype(np.float32)), rng) > 0.5).float()
     raise TrainingError(f"{MAX_TRIES} clips were tried, and none gives a mask; the last: {reason}")
 
 
@@ -185,18 +157,13 @@ def bend(mask, rng):
 
 
 def draw_batch(backbone, source, indices, rng, args):
-    """Latents and soft masks of a batch of drawn masks, as `teach` gives them, not all black and white, nor clean."""
-    size = args.train_batch_size
-    masks = [draw_mask(source, indices, rng) for _ in range(size)]
-    colours = np.repeat(BLACK_AND_WHITE[None], size, axis=0)
-    coloured = rng.random(size) < args.colour_proportion  # as strong guidance makes them
-    colours[coloured] = rng.uniform(size=(size, 2, 3))[coloured] * [[0.5], [1]]
-    noise = (rng.random(size) < args.noise_proportion) * rng.uniform(0, args.max_noise, size)
-    return teach(backbone, masks, colours, noise, torch.Generator().manual_seed(int(rng.integers(2**31))), args)
+    """Latents and soft masks of a batch of drawn masks, as `teach` gives them."""
+    masks = [draw_mask(source, indices, rng) for _ in range(args.train_batch_size)]
+    return teach(backbone, masks, args.mixed_precision)
 
 
 def heldout_batches(backbone, source, indices, args):
-    """Latents and soft masks of clips that training does not see, clean and noisy: two lists of batches."""
+    """Latents and soft masks of clips that training does not see, as they are: a list of batches."""
     rng, masks = np.random.default_rng([args.seed, 2]), []
     for index in indices:
         try:
@@ -206,27 +173,10 @@ def heldout_batches(backbone, source, indices, args):
     if not masks:
         raise TrainingError("none of the held-out clips gives a mask; `diffusers-jdm dataset check` says why.")
     batches = [masks[start : start + args.train_batch_size] for start in range(0, len(masks), args.train_batch_size)]
-    generator = torch.Generator().manual_seed(args.seed)
-
-    def taught(sigma):
-        for batch in tqdm(batches, desc="held-out"):
-            yield teach(backbone, batch, [BLACK_AND_WHITE] * len(batch), [sigma] * len(batch), generator, args)
-
-    return list(taught(0.0)), list(taught(args.max_noise / 2))
+    return [teach(backbone, batch, args.mixed_precision) for batch in tqdm(batches, desc="held-out")]
 
 
 # 3. Training
-
-
-def mask_loss(logits, soft, dice_weight):
-    """Cross-entropy with the VAE's soft mask, and 1 - Dice of each sample. Both (B, F, H, W)."""
-    loss = F.binary_cross_entropy_with_logits(logits, soft)
-    if dice_weight:
-        probability = logits.sigmoid().flatten(1)
-        overlap = 2 * (probability * soft.flatten(1)).sum(1)
-        total = probability.sum(1) + soft.flatten(1).sum(1)
-        loss = loss + dice_weight * (1 - (overlap + 1) / (total + 1)).mean()
-    return loss
 
 
 @torch.no_grad()
@@ -296,7 +246,7 @@ def train(args, backbone, source, decoder):
             oldest = (oldest + size) % len(latents)
         chosen = torch.from_numpy(rng.choice(len(latents), size, replace=False))
         logits = decoder(latents[chosen].to(device).float())
-        loss = mask_loss(logits, soft[chosen].to(device).float(), args.dice_weight)
+        loss = F.binary_cross_entropy_with_logits(logits, soft[chosen].to(device).float())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
@@ -305,8 +255,7 @@ def train(args, backbone, source, decoder):
         progress.set_postfix(loss=f"{loss.item():.4f}")
         done = step + 1
         if done % args.validation_steps == 0 or done == args.max_train_steps:
-            clean, noisy = (agreement(decoder, batches) for batches in heldout)
-            record = {"step": done, "loss": loss.item(), **clean, "iou_noisy": noisy["iou"]}
+            record = {"step": done, "loss": loss.item(), **agreement(decoder, heldout)}
             tqdm.write(f"held-out IoU with the VAE's masks: {json.dumps(record)}")
             with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")

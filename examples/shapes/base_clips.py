@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from diffusers_jdm.data.shapes import full_caption, phrase, sample_clip
+from diffusers_jdm.data.shapes_relations import relation_caption
 from diffusers_jdm.training.fingerprint import fingerprint
 
 
@@ -38,12 +39,19 @@ def encode_clips(base, vae, seed, count, num_frames, cache, chunk=32):
     return latents.float()
 
 
-def make_caption(seed, index, num_frames, rng):
-    """A caption of that training clip in a template drawn anew, as recaptioning would give."""
+def make_caption(seed, index, num_frames, rng, relations=False):
+    """A caption of that training clip in a template drawn anew, as recaptioning would give.
+
+    With `relations` half the captions of two objects say where they stand.
+    """
     objects = objects_of(seed, index, num_frames)
     with_motion = num_frames > 1 and rng.random() < 0.5
-    phrases = [phrase(objects[i], with_motion) for i in rng.permutation(len(objects))]
-    caption = full_caption(phrases, rng)
+    objects = [objects[i] for i in rng.permutation(len(objects))]
+    phrases = [phrase(obj, with_motion) for obj in objects]
+    if relations and len(objects) == 2 and rng.random() < 0.5:
+        caption = relation_caption(phrases, [obj.path for obj in objects])
+    else:
+        caption = full_caption(phrases, rng)
     return caption + "." if rng.random() < 0.3 else caption
 
 

@@ -9,14 +9,22 @@ made anew, which takes some minutes.
 import argparse
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
-from diffusers_jdm.data.manifest import Manifest, write_manifest
-from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.cmi import cmi_matrix_of_means
+from diffusers_jdm.data.manifest import SCHEMA, SIGNALS, Manifest, write_manifest
+from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, sample_clip
+from diffusers_jdm.data.shapes_relations import relation_caption
+from diffusers_jdm.data.shapes_signals import depth_map, edge_map
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.masks import rle_encode
 
 FPS = 8.0
+ATTRIBUTES = [(*COLOURS,), SHAPES, (*MOTIONS, STILL)]
+MEAN_WORDS = np.concatenate([np.full(len(words), 1 / len(words)) for words in ATTRIBUTES]) / np.sqrt(3)
+RELATION_PROBABILITY = 0.5
 
 
 def parse_args(argv=None):
@@ -26,12 +34,44 @@ def parse_args(argv=None):
     parser.add_argument("--num_frames", type=int, default=9)
     parser.add_argument("--resolution", type=int, default=48, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument(
+        "--relations", action="store_true", help="half the captions of two objects say where they stand"
+    )
+    parser.add_argument("--signals", action="store_true", help="write depth and HED, too, for regional signals (A.3)")
+    parser.add_argument("--cmi", action="store_true", help="Eq. 12 of captions that share words; else 0")
     return parser.parse_args(argv)
 
 
 def clip_id(args, index):
     """Names all that the clip follows from, so that a set of other settings has other ids."""
-    return f"train-{args.seed}-{args.num_frames}x{args.resolution}-{index:06d}"
+    options = "".join(f"{name}-" for name in ("relations", "signals", "cmi") if getattr(args, name))
+    return f"train-{options}{args.seed}-{args.num_frames}x{args.resolution}-{index:06d}"
+
+
+def caption_of(args, index, clip):
+    """The clip's own caption or, with `--relations`, for half the clips of two objects one that says where they stand."""
+    rng = np.random.default_rng([args.seed, index, 1])
+    if args.relations and len(clip.objects) == 2 and rng.random() < RELATION_PROBABILITY:
+        order = rng.permutation(2)
+        return relation_caption([clip.region_captions[i] for i in order], [clip.objects[i].path for i in order])
+    return clip.caption
+
+
+def cmi_of(clip):
+    """Eq. 12, each caption's embedding being the words that it says: of one length, and alike where words are shared.
+
+    The negatives of a caption are all others that the world can say; of those only the mean matters.
+    """
+    words = np.stack([words_of(obj, caption) for obj, caption in zip(clip.objects, clip.region_captions)])
+    negatives = np.repeat(MEAN_WORDS[None], len(words), axis=0)
+    return cmi_matrix_of_means(words, negatives, np.ones(len(words), bool)).tolist()
+
+
+def words_of(obj, caption):
+    """A unit vector with an entry for each word of `ATTRIBUTES`."""
+    said = (obj.colour, obj.shape, obj.motion if obj.motion in caption else None)
+    vector = np.concatenate([[word == value for word in words] for words, value in zip(ATTRIBUTES, said)])
+    return vector / np.linalg.norm(vector)
 
 
 def make_row(args, index):
@@ -49,19 +89,28 @@ def make_row(args, index):
         }
         for number, (obj, caption, mask) in enumerate(zip(clip.objects, clip.region_captions, clip.masks))
     ]
+    signals = {"depth": depth_map, "hed": edge_map} if args.signals else {}
+    for kind, draw in signals.items():
+        signal = draw(clip.objects, args.resolution, args.resolution)  # [F, H, W]
+        write_video(Path(args.output_dir) / signal_name(args, index, kind), signal[..., None].repeat(3, -1), FPS)
     return {
         "id": clip_id(args, index),
         "video": name,
-        "caption": clip.caption,
+        "caption": caption_of(args, index, clip),
         "num_frames": args.num_frames,
         "fps": FPS,
         "height": args.resolution,
         "width": args.resolution,
         "frame_index": list(range(args.num_frames)),
         # The objects of a clip are drawn without regard to each other, so their captions share no information.
-        "cmi": [[0.0] * len(regions) for _ in regions],
+        "cmi": cmi_of(clip) if args.cmi else [[0.0] * len(regions) for _ in regions],
         "regions": regions,
+        **{kind: signal_name(args, index, kind) for kind in signals},
     }
+
+
+def signal_name(args, index, kind):
+    return f"{kind}/{clip_id(args, index)}.mp4"
 
 
 def main(args):
@@ -78,8 +127,12 @@ def main(args):
             raise SystemExit(f"error: {folder} holds another training set: delete it, or take another --output_dir.")
         print(f"{folder} is there already.")
         return
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
-    write_manifest(folder, (make_row(args, index) for index in tqdm(range(args.num_clips), desc="clips")))
+    signals = SIGNALS if args.signals else ()
+    for name in ("videos", *signals):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in signals)])
+    rows = (make_row(args, index) for index in tqdm(range(args.num_clips), desc="clips"))
+    write_manifest(folder, rows, schema=schema)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,9 @@ def parse_args(description=__doc__, **defaults):
     parser.add_argument("--clip_batch_size", type=int, default=48)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--caption_dropout", type=float, default=0.1)
+    parser.add_argument(
+        "--relations", action="store_true", help="half the captions of two objects say where they stand"
+    )
     parser.add_argument("--ema_decay", type=float, default=0.998)
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--validation_prompts", type=int, default=48)
@@ -212,7 +215,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
         batch_size = args.clip_batch_size if use_clips else args.frame_batch_size
         indices = rng.integers(len(bank), size=batch_size)
         latents = bank[torch.from_numpy(indices)]
-        captions = [make_caption(seed, int(i), num_frames, rng) for i in indices]
+        captions = [make_caption(seed, int(i), num_frames, rng, args.relations) for i in indices]
         captions = ["" if rng.random() < args.caption_dropout else caption for caption in captions]
         timesteps = sample_timesteps(log_snr, rng, batch_size, base.log_snr_mean)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))

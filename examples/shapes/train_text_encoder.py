@@ -3,8 +3,8 @@
     python examples/shapes/train_text_encoder.py --output_dir outputs/shapes
 
 CogVideoX gives text tokens no positions of their own, so a text encoder trained together with the denoiser becomes a
-bag of words. Here every token learns to tell the colour, shape, motion and number of the phrase that it stands in;
-then the encoder is frozen for good, like the pretrained T5 of the real model.
+bag of words. Here every token learns to tell the colour, shape, motion and number of the phrase that it stands in, and with `--relations`
+where its object stands beside the other one; then the encoder is frozen for good, like the pretrained T5 of the real model.
 """
 
 import argparse
@@ -20,11 +20,24 @@ from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, TEMPLATES, allowed, full_caption
+from diffusers_jdm.data.shapes_relations import RELATIONS
 
 MAX_TEXT_TOKENS = 24
 NONE = -1  # a token outside every phrase, or a phrase without that attribute
 MOTION_WORDS = (*MOTIONS, STILL)
-LABELS = {"colour": list(COLOURS), "shape": list(SHAPES), "motion": list(MOTION_WORDS), "phrase": [0, 1, 2]}
+OPPOSITE = {
+    "to the left of": "to the right of",
+    "to the right of": "to the left of",
+    "above": "below",
+    "below": "above",
+}
+LABELS = {
+    "colour": list(COLOURS),
+    "shape": list(SHAPES),
+    "motion": list(MOTION_WORDS),
+    "relation": list(RELATIONS),
+    "phrase": [0, 1, 2],
+}
 
 
 def parse_args(description=__doc__, **defaults):
@@ -33,12 +46,15 @@ def parse_args(description=__doc__, **defaults):
     parser.add_argument("--max_train_steps", type=int, default=1000)
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--relations", action="store_true", help="half the captions of two objects say where they stand"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(**defaults)
     return parser.parse_args()
 
 
-def sample_caption(rng):
+def sample_caption(rng, relations=False):
     """A caption of the training split and the attributes of its phrases; sometimes a joined one, as JDM trains on."""
     colours, shapes = list(COLOURS), list(SHAPES)
     while True:
@@ -51,9 +67,13 @@ def sample_caption(rng):
     attributes, phrases = [], []
     for colour, shape in kinds:
         motion = MOTION_WORDS[rng.integers(len(MOTION_WORDS))] if with_motion else None
-        attributes.append((colour, shape, motion))
+        attributes.append((colour, shape, motion, None))
         phrases.append(f"a {colour} {shape}" + (f" {motion}" if motion else ""))
     caption = ". ".join(phrases) if rng.random() < 0.4 else full_caption(phrases, rng)
+    if relations and count == 2 and rng.random() < 0.5:
+        relation = tuple(RELATIONS)[rng.integers(len(RELATIONS))]
+        caption = f"{phrases[0]} {relation} {phrases[1]}"
+        attributes = [(*attributes[0][:3], relation), (*attributes[1][:3], OPPOSITE[relation])]
     if rng.random() < 0.3:
         caption += "."
     return caption, phrases, attributes
@@ -100,15 +120,15 @@ def labelled_phrases(tokenizer, caption, phrases, attributes):
 
 
 def token_labels(tokenizer, *sample):
-    """The label of each token, (MAX_TEXT_TOKENS, 4): every token of a phrase knows all of it."""
+    """The label of each token, (MAX_TEXT_TOKENS, 5): every token of a phrase knows all of it."""
     labels = np.full((MAX_TEXT_TOKENS, len(LABELS)), NONE)
     for first, last, row in labelled_phrases(tokenizer, *sample):
         labels[first:last] = row
     return labels
 
 
-def sample_batch(tokenizer, rng, batch_size, token_labels=token_labels):
-    samples = [sample_caption(rng) for _ in range(batch_size)]
+def sample_batch(tokenizer, rng, batch_size, token_labels=token_labels, relations=False):
+    samples = [sample_caption(rng, relations) for _ in range(batch_size)]
     tokens = tokenizer(
         [caption for caption, _, _ in samples],
         padding="max_length",
@@ -143,7 +163,7 @@ def main(args, train_tokenizer=train_tokenizer, build_text_encoder=build_text_en
         print(f"{output_dir / 'text_encoder'} is trained already; remove it to train it anew.")
         return
     rng = np.random.default_rng(args.seed)
-    corpus = [sample_caption(rng)[0] for _ in range(3000)]
+    corpus = [sample_caption(rng, args.relations)[0] for _ in range(3000)]
     # The words of all templates are known words; the held-out templates themselves are not in the corpus.
     tokenizer = train_tokenizer(
         corpus + [t.replace("{}", "") for ts in TEMPLATES.values() for t in ts], output_dir / "tokenizer"
@@ -157,7 +177,7 @@ def main(args, train_tokenizer=train_tokenizer, build_text_encoder=build_text_en
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=args.max_train_steps)
     progress = tqdm(range(args.max_train_steps), desc="text encoder")
     for step in progress:
-        input_ids, labels = sample_batch(tokenizer, rng, args.train_batch_size, token_labels)
+        input_ids, labels = sample_batch(tokenizer, rng, args.train_batch_size, token_labels, args.relations)
         hidden = encoder(input_ids).last_hidden_state
         logits = {name: head(hidden) for name, head in heads.items()}
         # NONE is the last class; padding is trained to be NONE too, so that it carries nothing of its own.

@@ -50,14 +50,18 @@ def build_text_encoder(tokenizer):
 
 
 def token_labels(tokenizer, *sample):
-    """The label of each token, (MAX_TEXT_TOKENS, 4): the colour from the colour's word on, the shape from the shape's
-    on, the motion at its last word. The "a" before them may belong to "a video", so it has no label.
+    """The label of each token, (MAX_TEXT_TOKENS, 5): the colour from the colour's word on, the shape from the shape's
+    on, motion and relation at the last word; the first phrase's relation comes only after it. The "a" before them may
+    belong to "a video", so it has no label.
     """
     labels = np.full((MAX_TEXT_TOKENS, len(LABELS)), NONE)
     names = list(LABELS)
     for first, last, row in labelled_phrases(tokenizer, *sample):
         first, last = first + 1, last + 1  # the start token
-        for name, start in {"colour": first + 1, "phrase": first + 1, "shape": first + 2, "motion": last - 1}.items():
+        starts = {"colour": first + 1, "phrase": first + 1, "shape": first + 2, "motion": last - 1}
+        if row[names.index("phrase")] == 1:  # what comes after the first object is not known there
+            starts["relation"] = last - 1
+        for name, start in starts.items():
             labels[start:last, names.index(name)] = row[names.index(name)]
     return labels
 

@@ -177,6 +177,10 @@ def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
     commands.add_export_compbench_verb(verbs)
     commands.add_collect_verb(verbs)
     commands.add_preference_verb(verbs)
+    commands.add_overhead_verb(verbs)
+    commands.add_figure_verb(verbs)
+    commands.add_shapes_verb(verbs)
+    commands.add_report_verb(verbs)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from diffusers_jdm.data.shapes import (
     TEMPLATES,
     UNSEEN_KINDS,
     allowed,
+    caption_kinds,
     coverage,
     is_held_out_pair,
     sample_clip,
@@ -92,3 +93,20 @@ def test_captions_name_every_object():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_clip(0, 0, **arguments)
+
+
+@pytest.mark.parametrize("split", ["train", "pairs", "unseen"])
+def test_a_caption_tells_its_kinds(split):
+    for index in range(100):
+        clip = sample_clip(2, index, split)
+        kinds = [obj.kind for obj in clip.objects]
+        assert caption_kinds(clip.caption) == caption_kinds(clip.caption.capitalize()) == kinds
+        assert [kind for caption in clip.region_captions for kind in caption_kinds(caption)] == kinds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a dog", "red circle", "a red circle and", "a red circle and a dog", "a red circle moving", "a red circle."]
+)  # fmt: skip
+def test_other_texts_are_no_captions(text):
+    with pytest.raises(ValueError, match="no caption of the small world"):
+        caption_kinds(text)

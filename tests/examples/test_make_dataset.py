@@ -1,11 +1,13 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diffusers_jdm.data.manifest import Manifest
-from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, ShapeObject, phrase, sample_clip
 from diffusers_jdm.training.dataset import Region
 from diffusers_jdm.training.videos import VideoSource
 
@@ -66,7 +68,7 @@ def test_an_unfinished_set_is_made_anew(tmp_path, monkeypatch):
 def test_a_manifest_of_which_files_are_missing_is_made_anew(tmp_path, monkeypatch):
     """Killed between the renames of its files, at the end."""
     write = script.write_manifest
-    monkeypatch.setattr(script, "write_manifest", lambda *args: write(*args, rows_per_file=1))
+    monkeypatch.setattr(script, "write_manifest", lambda *args, **kwargs: write(*args, rows_per_file=1, **kwargs))
     make(tmp_path)
     (tmp_path / "manifest-00002-of-00003.parquet").rename(tmp_path / "manifest-00002.parquet.tmp")
     with pytest.raises(ValueError, match="not complete"):
@@ -80,3 +82,28 @@ def test_a_damaged_manifest_is_one_clear_line(tmp_path):
     (tmp_path / "manifest-00000-of-00001.parquet").write_bytes(b"")
     with pytest.raises(SystemExit, match=r"^error: .*cannot be read as a parquet file.* Delete .*, or take another"):
         make(tmp_path)
+
+
+def test_cmi_grows_with_the_words_that_two_captions_share():
+    def matrix(*captions):
+        objects = [sample_clip(0, 0, num_objects=len(captions)).objects[0]] * len(captions)
+        named = [replace(obj, colour=c, shape=s, motion=m) for obj, (c, s, m) in zip(objects, captions)]
+        clip = SimpleNamespace(objects=named, region_captions=[phrase(obj, True) for obj in named])
+        return np.array(script.cmi_of(clip))
+
+    one = ("red", "circle", "moving left")
+    none = matrix(one, ("blue", "square", "moving up"))
+    shape = matrix(one, ("blue", "circle", "moving up"))
+    both = matrix(one, ("blue", "circle", "moving left"))
+    assert none[0, 1] < 0 < shape[0, 1] < both[0, 1]
+    assert np.array_equal(both, both.T) and both[0, 0] == 0
+
+
+def test_the_mean_of_the_negatives_is_that_of_all_captions():
+    words = [
+        script.words_of(ShapeObject(colour, shape, motion, 1.0, np.zeros((1, 2))), f"a {colour} {shape} {motion}")
+        for colour in COLOURS
+        for shape in SHAPES
+        for motion in (*MOTIONS, STILL)
+    ]
+    np.testing.assert_allclose(np.mean(words, axis=0), script.MEAN_WORDS)

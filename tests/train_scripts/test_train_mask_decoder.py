@@ -52,7 +52,7 @@ def test_what_comes_out_loads_and_fits_the_pipeline(family, joints, training_set
     log = train(joints / family, training_set, tmp_path, *SMALL, "--num_frames", frames)
     assert [record["step"] for record in log] == [2]
     assert f'held-out IoU with the VAE\'s masks: {{"step": 2, "loss": {log[0]["loss"]}' in capsys.readouterr().out
-    assert {"iou", "iou_micro", "iou_noisy"} <= log[0].keys()
+    assert {"iou", "iou_micro"} <= log[0].keys()
     assert {path.name for path in tmp_path.iterdir()} == {"mask_decoder", "log.jsonl", "training_state.pt"}
 
     decoder = JDMMaskDecoder.from_pretrained(tmp_path / "mask_decoder")
@@ -88,35 +88,22 @@ def test_it_goes_on_after_a_stop(joints, training_set, tmp_path):
 
 
 def test_the_teacher_says_what_the_vae_makes_of_these_latents(training_set):
-    """Also of noisy ones: the mask that the VAE decodes from the very latents that the decoder gets."""
     backbone = small_data.joint_backbone("cogvideox")
-    masks, colours = [torch.zeros(9, 16, 16), torch.ones(9, 16, 16)], [script.BLACK_AND_WHITE] * 2
-    args = arguments("a", "b", "c")
-    latents, soft = script.teach(backbone, masks, colours, [0.0, 1.0], torch.Generator().manual_seed(0), args)
+    latents, soft = script.teach(backbone, [torch.zeros(9, 16, 16), torch.ones(9, 16, 16)], "no")
     assert latents.shape == (2, 4, 3, 2, 2) and soft.shape == (2, 9, 16, 16)
-    clean, _ = script.teach(backbone, masks, colours, [0.0, 0.0], torch.Generator().manual_seed(0), args)
-    assert torch.equal(latents[0], clean[0]) and not torch.allclose(latents[1], clean[1], atol=0.1)
     with torch.no_grad():
         decoded = backbone.pipe.decode_masks(latents.float().movedim(1, 2))
         white = backbone.encode_pixels(torch.ones(1, 9, 16, 16, 3)).movedim(2, 1)
     torch.testing.assert_close(soft.float(), decoded, rtol=0, atol=2e-3)  # fp16
-    torch.testing.assert_close(clean[1:].float(), white, rtol=0, atol=2e-3)
-
-
-def test_errors_like_those_of_sampling_have_unit_variance():
-    noise = script.sampling_errors((400, 4, 3, 8, 8), torch.Generator().manual_seed(0))
-    assert noise.shape == (400, 4, 3, 8, 8) and noise.mean().abs() < 0.05 and 0.8 < noise.std() < 1.2
-    still = torch.corrcoef(noise.movedim(2, 0).flatten(1))  # a part of it is the same in all frames
-    assert 0.3 < still[0, 1] < 0.9
+    torch.testing.assert_close(latents[1:].float(), white, rtol=0, atol=2e-3)
 
 
 def test_drawn_masks_are_whole_clips_of_some_object(training_set):
     source = VideoSource(training_set, 9, 32, 32)
     drawn = [script.draw_mask(source, [0], np.random.default_rng(seed)) for seed in range(20)]
     assert all(mask.dtype == torch.float32 and mask.shape == (9, 32, 32) for mask in drawn)
-    assert all(mask.min() >= 0 and mask.max() <= 1 for mask in drawn)
-    hard = [bool(((mask == 0) | (mask == 1)).all()) for mask in drawn]
-    assert any(hard) and not all(hard) and len({mask.numpy().tobytes() for mask in drawn}) == 20
+    assert all(((mask == 0) | (mask == 1)).all() for mask in drawn)
+    assert len({mask.numpy().tobytes() for mask in drawn}) > 15
     assert torch.equal(drawn[3], script.draw_mask(source, [0], np.random.default_rng(3)))
     areas = sorted(mask.mean().item() for mask in drawn)
     row = source.row(0)

@@ -3,6 +3,7 @@
 Everything is a pure function of `(seed, index)`, so that two runs see the same clips and nothing is stored.
 """
 
+import re
 import zlib
 from dataclasses import dataclass
 from itertools import combinations
@@ -118,6 +119,24 @@ def full_caption(phrases: list[str], rng: np.random.Generator, split: str = "tra
     """All phrases in one of the split's templates; the held-out splits use templates that training never sees."""
     templates = (TEMPLATES if split == "train" else HELD_OUT_TEMPLATES)[len(phrases)]
     return templates[rng.integers(len(templates))].format(*phrases)
+
+
+def caption_kinds(caption: str) -> list[tuple[str, str]]:
+    """The kinds that a caption names, in its order; captions of all splits are read, in upper or lower case.
+
+    Raises:
+        ValueError: for a text that this world never says: it would be read by halves.
+    """
+    colours, shapes, motions = ("|".join(words) for words in (COLOURS, SHAPES, (*MOTIONS, STILL)))
+    named = rf"a ({colours}) ({shapes})(?: (?:{motions}))?"
+    for template in (
+        template for of in (TEMPLATES, HELD_OUT_TEMPLATES) for count in of.values() for template in count
+    ):
+        found = re.fullmatch(template.replace("{}", named), caption.strip(), re.IGNORECASE)
+        if found:
+            words = [word.lower() for word in found.groups()]
+            return list(zip(words[::2], words[1::2]))
+    raise ValueError(f"“{caption}” is no caption of the small world, such as “a red circle and a blue square”.")
 
 
 def sample_kinds(rng: np.random.Generator, split: str, num_objects: int) -> list[tuple[str, str]]:

@@ -1,12 +1,12 @@
 """What VBench and T2V-CompBench have measured, as tables in the form of the paper's Tables 1 and 2, the paper's beneath."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import t2v_compbench, vbench
+from .json_file import write_json
 
 # Table 1's columns, of its upper half and of its lower one, and Table 2's.
 VBENCH_COLUMNS = {
@@ -105,7 +105,7 @@ def collect(
         parts.append(table(rows, {name: COMPBENCH_COLUMNS[name] for name in shown[1]}))
     parts += remarks(of_vbench, of_compbench)
     if output is not None:
-        write_json(Path(output), of_vbench, of_compbench)
+        write_scores(Path(output), of_vbench, of_compbench)
     return "\n\n".join(part for part in parts if part)
 
 
@@ -203,7 +203,7 @@ def remarks(of_vbench: Results, of_compbench: Results) -> list[str]:
     return ["\n".join(lines)]
 
 
-def write_json(path: Path, of_vbench: Results, of_compbench: Results) -> None:
+def write_scores(path: Path, of_vbench: Results, of_compbench: Results) -> None:
     """Scores as the benchmarks write them, in [0, 1]; the paper's as it prints them."""
     paper = {
         "vbench_percent": {
@@ -214,7 +214,4 @@ def write_json(path: Path, of_vbench: Results, of_compbench: Results) -> None:
         },
         "notes": list(NOTES),
     }
-    content = {"vbench": of_vbench, "t2v_compbench": of_compbench, "paper": paper}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, {"vbench": of_vbench, "t2v_compbench": of_compbench, "paper": paper})

@@ -118,12 +118,16 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, metavar="N", help="only the first N prompts of each dimension, for a trial"
     )
     parser.add_argument("--seed", type=int, default=0, help="base seed (default: 0)")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repo")
+    _add_sampling_arguments(parser)
+
+
+def _add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=int, default=8, help="frames a second of the videos (default: 8)")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
     )
     parser.add_argument("--variant", help="which of the checkpoint's weights to take, e.g. fp16")
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repo")
     parser.add_argument(
         "--vae_tiling", action="store_true", help="decode in tiles: less memory, slightly other pixels"
     )
@@ -134,23 +138,28 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, help="default: the pipeline's")
 
 
-def _export(arguments: argparse.Namespace, videos: list) -> None:
+def _sampling_settings(arguments: argparse.Namespace, revision: str | None = None):
     try:
-        from .benchmark_export import ExportSettings, export_videos
+        from .benchmark_export import ExportSettings
     except ModuleNotFoundError as error:
         raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
-    from accelerate import PartialState
-
-    call = {name: getattr(arguments, name) for name in _CALL if getattr(arguments, name) is not None}
-    settings = ExportSettings(
+    return ExportSettings(
         dtype=arguments.dtype,
-        revision=arguments.revision,
+        revision=revision,
         variant=arguments.variant,
         fps=arguments.fps,
         vae_tiling=arguments.vae_tiling,
         cpu_offload=arguments.cpu_offload,
-        call=call,
+        call={name: getattr(arguments, name) for name in _CALL if getattr(arguments, name) is not None},
     )
+
+
+def _export(arguments: argparse.Namespace, videos: list) -> None:
+    settings = _sampling_settings(arguments, arguments.revision)
+    from accelerate import PartialState
+
+    from .benchmark_export import export_videos
+
     made = export_videos(arguments.checkpoint, arguments.out, videos, settings)
     state = PartialState()
     if state.is_main_process:
@@ -231,6 +240,149 @@ def _preference(arguments: argparse.Namespace) -> None:
         print(
             "Warning: above 200 MB browsers may open the page slowly or not at all; see --max_pairs.", file=sys.stderr
         )
+
+
+def add_shapes_verb(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "shapes",
+        help="score checkpoints of the small world, a synthetic VBench",
+        description="Samples checkpoints of the small world (examples/shapes) with the same prompts and seeds, and reads colour, "
+        "shape, place and motion of every object off the pixels: object class, multiple objects, colour binding, spatial relation, "
+        "motion binding, count; beside them shuffled prompts (null) and rendered truth (ceiling).",
+    )
+    parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="folders or Hub repos of one family")
+    parser.add_argument("--prompts_per_group", type=int, default=50, help="of each of five groups (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="names the prompts (default: 0)")
+    parser.add_argument("--batch_size", type=int, default=25, help="videos sampled at once (default: 25)")
+    parser.add_argument("--output", metavar="FILE.json", help="write all figures to this file")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="default: 25")
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="default: 3")
+    parser.set_defaults(run=_evaluate_shapes)
+
+
+def _evaluate_shapes(arguments: argparse.Namespace) -> None:
+    try:
+        from .shapes_evaluation import evaluate_shapes, shapes_table
+    except ModuleNotFoundError as error:
+        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
+    call = {name: getattr(arguments, name) for name in ("num_inference_steps", "guidance_scale")}
+    figures = evaluate_shapes(
+        arguments.checkpoints,
+        arguments.prompts_per_group,
+        arguments.seed,
+        arguments.batch_size,
+        arguments.output,
+        call,
+    )
+    print(shapes_table(figures))
+    if arguments.output:
+        print(f"Wrote {arguments.output}")
+
+
+def add_figure_verb(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "figure",
+        help="show what two checkpoints make of the same prompts, with masks (Figs. 3 and 5)",
+        description="Samples both checkpoints with one seed, and writes FIGURE.html, which plays the videos, and FIGURE.png, "
+        "with some frames of each: the base's video, the joint one's, its mask, the mask's outline and the detected mask.",
+    )
+    parser.add_argument("base", metavar="BASE", help="folder or Hub repo of a base or of another joint pipeline")
+    parser.add_argument(
+        "joint", metavar="JOINT", help="folder or Hub repo of the joint pipeline whose masks are shown"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        required=True,
+        help="a prompt a line; “ | a dog, a ball” after it names its objects",
+    )
+    parser.add_argument("--output", metavar="FIGURE.html", required=True, help="FIGURE.png is written beside it")
+    parser.add_argument(
+        "--detector", metavar="MODEL", help="a Grounding DINO, OWLv2 or SAM 3, or exact for the small world"
+    )
+    parser.add_argument(
+        "--tracker", metavar="MODEL", help="SAM 2 that follows the detector's boxes (default: prepare's)"
+    )
+    parser.add_argument("--names", metavar="A,B", help="headings for BASE and JOINT")
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt; + 1 for each one more (default: 0)")
+    _add_sampling_arguments(parser)
+    parser.set_defaults(run=_figure)
+
+
+def _figure(arguments: argparse.Namespace) -> None:
+    settings = _sampling_settings(arguments)
+    try:
+        from .figure import make_figure
+    except ModuleNotFoundError as error:
+        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
+    given = (arguments.base, arguments.joint, arguments.prompts, arguments.output, arguments.seed)
+    files = make_figure(*given, arguments.detector, arguments.tracker, _names(arguments.names), settings)
+    print(f"Wrote {' and '.join(str(file) for file in files)}")
+
+
+def add_overhead_verb(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "overhead",
+        help="measure what a joint model costs more than its base (Table 6)",
+        description="Compares a joint checkpoint with its base: parameters, operations, time and peak memory of a forward of the "
+        "denoiser, and whole calls with and without masks. They take turns, so a busy machine is busy for both. With --family: the "
+        "real model with random weights, at the paper's size on a GPU, a smaller one on a CPU. Uses the GPU if there is one.",
+    )
+    parser.add_argument("joint", metavar="JOINT", nargs="?", help="folder or Hub repo of a joint checkpoint")
+    parser.add_argument("base", metavar="BASE", nargs="?", help="folder or Hub repo of its base")
+    parser.add_argument("--family", choices=("cogvideox", "modelscope"), help="in place of JOINT and BASE")
+    parser.add_argument("--output", metavar="FILE.json", help="write all figures, also of each turn, to this file")
+    parser.add_argument("--turns", type=int, default=10, help="how often each is timed (default: 10)")
+    parser.add_argument("--num_inference_steps", type=int, help="of whole calls (default: 50)")
+    for name in ("num_frames", "height", "width"):
+        parser.add_argument(f"--{name}", type=int, help="default: the checkpoint's")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
+    )
+    parser.set_defaults(run=_overhead)
+
+
+def _overhead(arguments: argparse.Namespace) -> None:
+    from .overhead import measure_overhead
+    from .overhead_table import overhead_table
+
+    result = measure_overhead(
+        arguments.joint,
+        arguments.base,
+        arguments.family,
+        (arguments.num_frames, arguments.height, arguments.width),
+        arguments.num_inference_steps,
+        arguments.turns,
+        arguments.dtype,
+        arguments.output,
+    )
+    print(overhead_table(result))
+    if arguments.output:
+        print(f"\nWrote {arguments.output}")
+
+
+def add_report_verb(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "report",
+        help="put the figures of all verbs into one HTML file, and into a model card",
+        description="Makes one HTML file of what the other verbs have written to a folder: shapes.json, masks.json, overhead.json, "
+        "benchmarks.json, preference.json, figure.png and figure.html, ablation.json and ablation.png, by these names.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="folder with the other verbs' files")
+    parser.add_argument("--output", metavar="FILE.html", help="default: RUN/report.html")
+    parser.add_argument("--card", metavar="README.md", help="write the figures into this model card's metadata, too")
+    parser.add_argument("--checkpoint", metavar="NAME", help="of the card, as the verbs have it; by default the last")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .card_metrics import add_to_card, card_results
+    from .report import write_report
+
+    results = card_results(arguments.folder, arguments.checkpoint) if arguments.card else None
+    print(f"Wrote {write_report(arguments.folder, arguments.output)}")
+    if results:
+        print(f"Wrote {len(results)} figures into {add_to_card(arguments.card, results)}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -1,6 +1,5 @@
 """`diffusers-jdm evaluate masks`: the mask quality of Table 3 over two folders of masks, a video at a time."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .json_file import write_json
 from .mask_files import MaskSource, open_masks
 from .mask_quality import SWEEP, THRESHOLD, TOLERANCE, Accumulator, count
 
@@ -66,7 +66,7 @@ def evaluate_masks(
 
     result = {"predicted": str(predicted), "true": str(true), **_figures(union, objects, thresholds), "videos": videos}
     if report is not None:
-        _write_json(Path(report), result)
+        write_json(report, result)
     return result
 
 
@@ -154,13 +154,3 @@ def _at(values: dict[str, np.ndarray], index: int) -> dict[str, float]:
 
 def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """The file appears when it is whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # nothing is left of it after the rename

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .json_file import write_json
 from .preference_figures import METHOD, figures
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -170,7 +171,7 @@ def tally(
         raise ValueError(f"nobody has voted in {', '.join(map(str, files))}.")
     result = {"a": str(a), "b": str(b), "seed": seed, **_summary(pairs, counted)}
     if report is not None:
-        _write_json(Path(report), result)
+        write_json(report, result)
     return result
 
 
@@ -270,15 +271,3 @@ def _digest(path: Path) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """The file appears when it is whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
-        )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # nothing is left of it after the rename

@@ -70,9 +70,7 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
         time_kernel = 3 if temporal_factor > 1 else 1
         self.blocks = nn.ModuleList(_Block(hidden_channels, time_kernel) for _ in range(num_layers))
         self.conv_up = nn.Conv3d(hidden_channels, 4 * up_channels, 1)
-        self.fine = nn.ModuleList(
-            nn.Conv3d(up_channels, up_channels, (1, 3, 3), padding=(0, 1, 1)) for _ in range(2)
-        )
+        self.fine = nn.ModuleList(nn.Conv3d(up_channels, up_channels, (1, 3, 3), padding=(0, 1, 1)) for _ in range(2))
         self.conv_out = nn.Conv3d(up_channels, temporal_factor * (spatial_factor // 2) ** 2, 1)
 
     @classmethod

@@ -1,0 +1,173 @@
+"""The paper's Figure 4 and Table 5 in small: fine-tunes one small base in five ways, and scores them as they train.
+
+    python examples/ablation/run.py --family cogvideox --seeds 0 1 2
+
+`examples/ablation/ablation.sh` makes the base and the latents first. All variants have the same clips, steps, batches and seeds;
+the evaluator is that of `diffusers-jdm evaluate shapes`. A run that was stopped goes on at its last checkpoint, and one
+that is done is left alone. `summarise.py` makes docs/ablation.json and the picture of it all.
+
+| variant | |
+|---|---|
+| direct | fine-tuning on videos and full captions alone |
+| jdm | w = 0.5, weighed by CMI |
+| jdm_no_cmi | w′ ≡ 1: L_fine alone |
+| jdm_hed, jdm_depth | as jdm, with regional HED and depth in place of masks (A.3) |
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from diffusers_jdm.evaluation.shapes_evaluation import look_at
+from diffusers_jdm.evaluation.shapes_suite import all_prompts, ceiling, score_groups, shuffled
+from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
+from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.latents import LatentSource
+from diffusers_jdm.training.loop import Trainer
+from diffusers_jdm.training.setup import build_accelerator, load_pipeline, prepare_pipeline
+
+VARIANTS = {
+    "direct": {"objective": "direct", "loss_weight": 0.0},
+    "jdm": {"loss_weight": 0.5},
+    "jdm_no_cmi": {"loss_weight": 1.0, "cmi_alpha": 0.0},
+    "jdm_hed": {"loss_weight": 0.5, "regional_signal": "hed"},
+    "jdm_depth": {"loss_weight": 0.5, "regional_signal": "depth"},
+}
+BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
+NUM_FRAMES = {"cogvideox": 9, "modelscope": 5}
+PROMPT_SEED = 23  # of no other benchmark
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(BACKBONES), default="cogvideox")
+    parser.add_argument("--root", default="outputs/ablation", help="holds FAMILY/base/pipeline and FAMILY/latents_*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--max_train_steps", type=int, default=400)
+    parser.add_argument("--validation_steps", type=int, default=100, help="steps between two points of a curve")
+    parser.add_argument("--train_batch_size", type=int, default=48)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--curve_prompts", type=int, default=16, help="of each group, at a point of a curve")
+    parser.add_argument(
+        "--final_prompts", type=int, default=40, help="of each group, at the last one and for the base"
+    )
+    parser.add_argument("--num_inference_steps", type=int, default=15)
+    parser.add_argument("--guidance_scale", type=float, default=3.0)
+    return parser.parse_args(argv)
+
+
+def score_pipeline(pipe, args, num_prompts: int) -> dict:
+    """The suite's metrics of a pipeline, and `null`: the same videos against shuffled prompts."""
+    pipe.set_progress_bar_config(disable=True)
+    prompts = all_prompts(num_prompts, PROMPT_SEED)
+    call = {"num_frames": NUM_FRAMES[args.family], "num_inference_steps": args.num_inference_steps}
+    call |= {"guidance_scale": args.guidance_scale}
+    if hasattr(pipe, "transformer"):  # the base's own default is the real model's
+        call["max_sequence_length"] = pipe.transformer.config.max_text_seq_length
+    if "JDM" in type(pipe).__name__:
+        call["return_masks"] = True
+    found, iou = look_at(pipe, prompts, batch_size=20, **call)
+    return {
+        **score_groups(prompts, found),
+        "mask_iou": iou,
+        "null": score_groups(prompts, shuffled(found)),
+        "prompts": num_prompts,
+    }
+
+
+class AblationTrainer(Trainer):
+    """Its validations are points of the curve: a line of curve.jsonl each."""
+
+    def __init__(self, args, config, *rest):
+        super().__init__(config, *rest)
+        self.args = args
+
+    def validate(self) -> None:
+        last = self.step == self.config.max_train_steps
+        curve = self.output_dir / "curve.jsonl"
+        points = read_curve(self.output_dir)
+        if any(point["step"] == self.step for point in points):  # stopped between this point and the next checkpoint
+            return
+        self.model.eval()
+        with self.averaged_weights():
+            scores = score_pipeline(
+                self.backbone.pipe, self.args, self.args.final_prompts if last else self.args.curve_prompts
+            )
+        self.model.train()
+        lines = [json.dumps(point) for point in [*points, {"step": self.step, **scores}]]
+        temporary = curve.with_suffix(".tmp")
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(curve)
+
+
+def read_curve(folder: Path) -> list[dict]:
+    path = folder / "curve.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def train(variant: str, seed: int, args) -> None:
+    family = Path(args.root) / args.family
+    output_dir = family / "runs" / f"{variant}-{seed}"
+    if any(point["step"] == args.max_train_steps for point in read_curve(output_dir)):
+        print(f"{output_dir} is done.")
+        return
+    settings = {"regional_signal": "mask"} | VARIANTS[variant]
+    data = family / f"latents_{settings['regional_signal']}"
+    config = TrainConfig(
+        pretrained_model_name_or_path=str(family / "base" / "pipeline"),
+        train_data_dir=str(data),
+        output_dir=str(output_dir),
+        train_batch_size=args.train_batch_size,
+        max_train_steps=args.max_train_steps,
+        learning_rate=args.learning_rate,
+        lr_scheduler="constant_with_warmup",
+        lr_warmup_steps=min(50, args.max_train_steps // 4),
+        use_ema=True,
+        ema_decay=0.99,
+        mixed_precision="bf16",
+        disable_vae_tiling=True,
+        heldout_samples=0,
+        logging_steps=25,
+        validation_steps=args.validation_steps,
+        checkpointing_steps=args.validation_steps,
+        checkpoints_total_limit=1,
+        resume_from_checkpoint="latest",
+        seed=seed,
+        **settings,
+    )
+    accelerator = build_accelerator(config)
+    backbone_class = BACKBONES[args.family]
+    backbone = backbone_class(load_pipeline(config, backbone_class))
+    prepared = prepare_pipeline(config, accelerator, backbone, precomputed=True)
+    AblationTrainer(args, config, accelerator, backbone, LatentSource(data), *prepared).train()
+
+
+def score_base(args) -> None:
+    """The base, where all curves start, and the evaluator's ceiling: base.json."""
+    from diffusers import DiffusionPipeline
+
+    family = Path(args.root) / args.family
+    path = family / "base.json"
+    if path.exists():
+        return
+    pipe = DiffusionPipeline.from_pretrained(family / "base" / "pipeline")
+    scores = score_pipeline(pipe, args, args.final_prompts)
+    scores["ceiling"] = ceiling(all_prompts(args.final_prompts, PROMPT_SEED), PROMPT_SEED, NUM_FRAMES[args.family])
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(scores, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def main(args):
+    torch.set_grad_enabled(True)
+    score_base(args)
+    for seed in args.seeds:
+        for variant in args.variants:
+            train(variant, seed, args)
+
+
+if __name__ == "__main__":
+    main(parse_args())
