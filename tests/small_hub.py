@@ -1,65 +1,289 @@
-"""A Hub on this machine, for one test: it makes repos and takes commits as huggingface.co does, and notes them."""
+"""A Hub on this machine, for one test: a server that speaks the API of huggingface.co, as far as models need it.
 
+Repos are made, branched, committed to (small files in the commit, large ones by LFS) and read back, all in memory. Xet
+cannot be had: set HF_HUB_DISABLE_XET for files that go by LFS.
+"""
+
+import base64
+import hashlib
 import json
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
+from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LARGE = (".safetensors", ".mp4", ".gif", ".model")
+USERS = {"Bearer hf_good": "me", "Bearer hf_read": "reader"}  # the reader may write nothing
+
+
+class File(NamedTuple):
+    """A file of a commit; its bytes are in `Hub.objects`, by sha256."""
+
+    sha256: str
+    blob: str  # of git
+    size: int
+    lfs: bool
 
 
 class Hub(ThreadingHTTPServer):
-    """`url` is its endpoint. It knows one token, "hf_good", of the user "me".
+    """`url` is its endpoint. It knows two tokens, "hf_good" of the user "me" and "hf_read", which may only read.
 
-    repos: what was asked for when each was made, by "ORG/NAME". files: the paths of each repo. takes_commits: or refuses.
+    Args:
+        takes_commits: or refuses them.
+        lfs: take large files by LFS, as huggingface.co does; else every file comes in the commit.
+
+    repos: what was asked for when each was made, by "ORG/NAME". files: the paths on the main branch of each repo that
+    has any. branches: the files of each branch. uploads: the sha256 of each LFS upload that came to its end, in order.
+    uploads_left: how many more may, before the connection is cut in the middle of one; None for no cuts.
     """
 
-    def __init__(self, takes_commits: bool = True):
+    def __init__(self, takes_commits: bool = True, lfs: bool = False):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos, self.files, self.takes_commits = {}, {}, takes_commits
+        self.repos, self.takes_commits, self.lfs = {}, takes_commits, lfs
+        self.commits: dict[str, dict[str, File]] = {}
+        self.refs: dict[str, dict[str, str]] = {}  # repo: branch: commit
+        self.messages: dict[str, list[str]] = {}
+        self.objects: dict[str, bytes] = {}
+        self.uploads: list[str] = []
+        self.uploads_left: int | None = None
+        self.requests: list[str] = []
+        self.lock = Lock()
         Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def files(self) -> dict[str, set[str]]:
+        found = {name: set(self.commits[refs["main"]]) for name, refs in self.refs.items() if "main" in refs}
+        return {name: files for name, files in found.items() if files}
+
+    def branch(self, repo: str, name: str = "main") -> dict[str, File]:
+        return self.commits[self.refs[repo][name]]
+
+    def read(self, repo: str, path: str, branch: str = "main") -> bytes:
+        return self.objects[self.branch(repo, branch)[path].sha256]
+
+    def tamper(self, repo: str, path: str) -> None:
+        """Flips the last bit of a file: its size stays, and what the Hub says its sha256 is."""
+        sha256 = self.branch(repo)[path].sha256
+        content = self.objects[sha256]
+        self.objects[sha256] = content[:-1] + bytes([content[-1] ^ 1])
+
+    def store(self, content: bytes, lfs: bool) -> File:
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.objects[sha256] = content
+        return File(sha256, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), len(content), lfs)
+
+    def commit(self, repo: str, branch: str, files: dict[str, File]) -> str:
+        text = json.dumps([self.refs[repo].get(branch), sorted(files.items())])
+        sha = hashlib.sha1(text.encode()).hexdigest()
+        self.commits[sha] = files
+        self.refs[repo][branch] = sha
+        return sha
+
+
+class Refusal(Exception):
+    """A status, what is said, and the code that huggingface_hub knows it by."""
 
 
 class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self):
+        self.handle_with(self.get)
+
+    def do_HEAD(self):
+        self.handle_with(self.get)
+
     def do_POST(self):
-        body = self.read_body()
-        if self.headers.get("Authorization") != "Bearer hf_good":
-            self.answer(401, {"error": "Invalid credentials"})
-        elif self.path == "/api/repos/create":
-            name = f"{body[0].get('organization') or 'me'}/{body[0]['name']}"
-            self.server.repos[name] = body[0]
-            self.answer(200, {"url": f"{self.server.url}/{name}"})
-        elif self.path == "/api/validate-yaml":
+        self.handle_with(self.post)
+
+    def do_PUT(self):
+        self.handle_with(self.put)
+
+    def handle_with(self, method) -> None:
+        url = urlsplit(self.path)
+        self.server.requests.append(f"{self.command} {url.path}")
+        self.query = parse_qs(url.query)
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        try:
+            authorization = self.headers.get("Authorization")
+            self.user = USERS.get(authorization)
+            if authorization and not self.user:
+                raise Refusal(401, "Invalid credentials in Authorization header", None)
+            method(parts)
+        except Refusal as refusal:
+            status, text, code = refusal.args
+            self.answer(status, {"error": text}, {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {}))
+
+    # Reading
+
+    def get(self, parts: list[str]) -> None:
+        if parts == ["api", "whoami-v2"]:
+            if not self.user:
+                raise Refusal(401, "Unauthorized", None)
+            self.answer(200, {"name": self.user, "type": "user", "orgs": []})
+        elif parts[0] == "lfs":
+            self.send_content(self.server.objects[parts[1]], {})
+        elif parts[:2] == ["api", "models"]:
+            repo, what = self.repo(parts[2:4]), (parts[4:] or ["revision"])[0]
+            sha = self.sha(repo, "/".join(parts[5:]) or "main")
+            files = self.server.commits[sha]
+            if what == "tree":
+                self.answer(200, [self.entry(path, file) for path, file in files.items()])
+            else:
+                private = self.server.repos[repo].get("visibility") == "private"
+                siblings = [{"rfilename": path} for path in files]
+                self.answer(200, {"id": repo, "sha": sha, "private": private, "siblings": siblings, "tags": []})
+        elif parts[2:3] == ["resolve"]:
+            self.resolve(self.repo(parts[:2]), parts[3], "/".join(parts[4:]))
+        else:
+            raise Refusal(404, "Not found", None)
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        sha = self.sha(repo, revision)
+        file = self.server.commits[sha].get(path)
+        if file is None:
+            raise Refusal(404, f"Entry not found: {path}", "EntryNotFound")
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{file.sha256 if file.lfs else file.blob}"'}
+        if file.lfs:  # from another place, as large files are
+            linked = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(file.size)}
+            self.answer(302, {}, headers | linked | {"Location": f"{self.server.url}/lfs/{file.sha256}"})
+        else:
+            self.send_content(self.server.objects[file.sha256], headers)
+
+    def repo(self, parts: list[str]) -> str:
+        name = "/".join(parts)
+        known = self.server.repos.get(name)
+        if known is None or (known.get("visibility") == "private" and not self.user):
+            raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
+        return name
+
+    def sha(self, repo: str, revision: str) -> str:
+        sha = self.server.refs[repo].get(revision, revision)
+        if sha not in self.server.commits:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return sha
+
+    @staticmethod
+    def entry(path: str, file: File) -> dict:
+        entry = {"type": "file", "path": path, "size": file.size, "oid": file.blob}
+        return entry | ({"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": 130}} if file.lfs else {})
+
+    # Writing
+
+    def post(self, parts: list[str]) -> None:
+        body = [json.loads(line) for line in self.read_body().splitlines() if line.strip()]
+        if not self.user:
+            raise Refusal(401, "Invalid username or password.", None)
+        if self.user == "reader":
+            raise Refusal(403, "Forbidden: you have no right to write", None)
+        if parts == ["api", "repos", "create"]:
+            name = f"{body[0].get('organization') or self.user}/{body[0]['name']}"
+            answer = {"url": f"{self.server.url}/{name}"}
+            if name in self.server.repos:
+                self.answer(409, answer | {"error": "You already created this model repo"})
+                return
+            self.server.repos[name], self.server.refs[name] = body[0], {}
+            self.server.commit(name, "main", {})
+            self.answer(200, answer)
+        elif parts == ["api", "validate-yaml"]:
             self.answer(200, {"errors": [], "warnings": []})
-        elif "/preupload/" in self.path:
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in body[0]["files"]
-            ]
-            self.answer(200, {"files": files})
-        elif "/commit/" in self.path and self.server.takes_commits:
-            name = "/".join(self.path.split("/")[3:5])
-            files = {line["value"]["path"] for line in body if line["key"] == "file"}
-            self.server.files.setdefault(name, set()).update(files)
-            self.answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/1", "commitOid": "1", "success": True})
+        elif parts[-2:] == ["objects", "batch"]:
+            self.answer(200, {"transfer": "basic", "objects": [self.action(one) for one in body[0]["objects"]]})
         else:
-            self.answer(403, {"error": "Forbidden"})
+            repo, what, revision = self.repo(parts[2:4]), parts[4], "/".join(parts[5:])
+            if what == "branch":
+                if revision in self.server.refs[repo]:
+                    raise Refusal(409, "Reference already exists", None)
+                self.server.refs[repo][revision] = self.server.refs[repo]["main"]
+                self.answer(201, {})
+            elif what == "preupload":
+                self.answer(200, {"files": [self.mode(repo, revision, file) for file in body[0]["files"]]})
+            elif what == "commit" and self.server.takes_commits:
+                self.commit(repo, revision, body)
+            else:
+                raise Refusal(403, "Forbidden", None)
 
-    def read_body(self) -> list[dict]:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            content = b"".join(parts)
-        else:
-            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        return [json.loads(line) for line in content.splitlines() if line.strip()]
+    def mode(self, repo: str, revision: str, wanted: dict) -> dict:
+        """How a file is to come, and what is there under its name: huggingface_hub leaves out what has not changed."""
+        known = self.server.commits[self.sha(repo, revision)].get(wanted["path"])
+        lfs = self.server.lfs and wanted["path"].endswith(LARGE)
+        oid = known and (known.sha256 if known.lfs else known.blob)
+        mode = "lfs" if lfs else "regular"
+        return {"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False} | ({"oid": oid} if oid else {})
 
-    def answer(self, status: int, value: dict) -> None:
-        content = json.dumps(value).encode()
+    def action(self, wanted: dict) -> dict:
+        upload = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}", "header": {}}}
+        return wanted | ({} if wanted["oid"] in self.server.objects else {"actions": upload})
+
+    def put(self, parts: list[str]) -> None:
+        with self.server.lock:
+            left = self.server.uploads_left
+            if left is not None:
+                self.server.uploads_left = max(left - 1, 0)
+        if left == 0:
+            self.rfile.read(int(self.headers["Content-Length"]) // 2)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        content = self.read_body()
+        if hashlib.sha256(content).hexdigest() != parts[1]:
+            raise Refusal(400, "the content has another sha256", None)
+        self.server.objects[parts[1]] = content
+        self.server.uploads.append(parts[1])
+        self.answer(200, {})
+
+    def commit(self, repo: str, branch: str, body: list[dict]) -> None:
+        if "create_pr" in self.query:
+            branch = "refs/pr/1"
+            self.server.refs[repo][branch] = self.server.refs[repo]["main"]
+        files = dict(self.server.commits[self.sha(repo, branch)])
+        for line in body:
+            key, value = line["key"], line["value"]
+            if key == "file":
+                files[value["path"]] = self.server.store(base64.b64decode(value["content"]), lfs=False)
+            elif key == "lfsFile":
+                if value["oid"] not in self.server.objects:
+                    raise Refusal(400, f"{value['path']} was not uploaded", None)
+                files[value["path"]] = self.server.store(self.server.objects[value["oid"]], lfs=True)
+            elif key == "deletedFile":
+                del files[value["path"]]
+        sha = self.server.commit(repo, branch, files)
+        self.server.messages.setdefault(repo, []).append(body[0]["value"]["summary"])
+        url = f"{self.server.url}/{repo}"
+        answer = {"commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "success": True}
+        self.answer(200, answer | ({"pullRequestUrl": f"{url}/discussions/1"} if "create_pr" in self.query else {}))
+
+    # HTTP
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        return b"".join(parts)
+
+    def send_content(self, content: bytes, headers: dict[str, str]) -> None:
+        status, given = 200, self.headers.get("Range")
+        if given:
+            start = int(given.removeprefix("bytes=").split("-")[0])
+            headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            status, content = 206, content[start:]
+        self.send(status, content, headers)
+
+    def answer(self, status: int, value: dict | list, headers: dict[str, str] | None = None) -> None:
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
+
+    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, *args):
         pass

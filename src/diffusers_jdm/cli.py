@@ -166,16 +166,16 @@ def _push_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
-    from diffusers_jdm.evaluation import commands
+    from diffusers_jdm.evaluation import benchmark_commands, commands
 
     parser = verbs.add_parser(
         "evaluate", help="measure masks and alignment; make what benchmarks want, and read their results"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     commands.add_masks_verb(verbs)
-    commands.add_export_vbench_verb(verbs)
-    commands.add_export_compbench_verb(verbs)
-    commands.add_collect_verb(verbs)
+    benchmark_commands.add_export_vbench_verb(verbs)
+    benchmark_commands.add_export_compbench_verb(verbs)
+    benchmark_commands.add_collect_verb(verbs)
     commands.add_preference_verb(verbs)
     commands.add_overhead_verb(verbs)
     commands.add_figure_verb(verbs)

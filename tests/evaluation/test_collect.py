@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from diffusers_jdm.evaluation import commands
+from diffusers_jdm.evaluation import benchmark_commands
 from diffusers_jdm.evaluation.collect import (
     COMPBENCH_COLUMNS,
     PAPER_COMPBENCH,
@@ -132,7 +132,7 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path):
 
 def test_the_verb(tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    commands.add_collect_verb(parser.add_subparsers())
+    benchmark_commands.add_collect_verb(parser.add_subparsers())
     folder = write_vbench(tmp_path / "base", {"scene": 0.5})
     flags = ["--dimensions", "scene", "--output", str(tmp_path / "out.json")]
     arguments = parser.parse_args(["collect", f"base={folder}", *flags])
