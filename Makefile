@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train report ablation ablation-quick shapes shapes-joint shapes-roles clean
+.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -79,11 +79,8 @@ ablation-quick: setup  ## the same axes in some 20 minutes, with no claim to a r
 shapes: setup  ## train the small checkpoints again, from nothing; hours on a CPU
 	examples/shapes/train.sh $(BIN)
 
-shapes-joint: setup  ## the joint CogVideoX alone, from the shipped base, to outputs/shapes/joint; an hour on a CPU
+shapes-joint: setup  ## the joint CogVideoX alone, from the shipped base, to outputs/shapes; three hours on a CPU
 	examples/shapes/train.sh $(BIN) joint
-
-shapes-roles: setup  ## roles and the mask decoder, from the shipped joint model, to outputs/shapes/roles; an hour on a CPU
-	examples/shapes/train.sh $(BIN) roles
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 """One checkpoint in three directions, on the small world: joint, video → mask, mask → video, and a mask for each object.
 
-    make shapes-roles && make bench-roles
+    make bench-roles
 
 Clips, captions and pairs of objects are held out (split "pairs"). Pixels are
 read by the exact evaluator; its own ceiling stands beside. "clamp" is the alternative that needs no roles: the known part
@@ -26,7 +26,7 @@ COLUMNS = ("colour", "object", "all_objects", "count", "iou", "iou_one_of_two", 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=tuple(FAMILIES), default="cogvideox")
-    parser.add_argument("--joint", default="outputs/shapes/roles", help="folder of a joint checkpoint with roles")
+    parser.add_argument("--joint", default="examples/shapes/joint", help="a joint checkpoint with roles")
     parser.add_argument(
         "--without_roles", nargs="*", default=[], help="joint checkpoints to compare joint sampling with"
     )
@@ -34,6 +34,9 @@ def parse_args():
     parser.add_argument("--n_prompts", type=int, default=100)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video")
+    parser.add_argument(
+        "--layout_guidance_scale", type=float, default=2.0, help="of the video where the mask is given"
+    )
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=31, help="names the held-out clips")
     parser.add_argument("--report", default="roles")
@@ -58,7 +61,7 @@ class Sampler:
         """Frames (N, F, H, W, 3), soft masks (N, F, H, W), and object masks, a list of (n, F, H, W)."""
         args, outputs = self.args, []
         objects = call.pop("objects", None)
-        call |= {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+        call = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale} | call
         for part, generator in self.batches(len(prompts), what):
             own = {} if masks is None else {"masks": masks[part]}
             own |= {} if objects is None else {"objects": objects[part]}
@@ -118,9 +121,9 @@ def layout_figures(sampler: Sampler, clips: list[ShapeClip], layout=None) -> dic
     """True masks in, videos out: IoU of the mask with the pixels of the named objects; colours and shapes as in joint."""
     layout = layout or sampler.videos
     named, masks = named_kinds(clips), np.stack([clip.masks.any(0) for clip in clips])
-    frames = layout([clip.caption for clip in clips], "layout", masks=masks)[0]
+    scale = sampler.args.layout_guidance_scale
+    frames = layout([clip.caption for clip in clips], "layout", masks=masks, guidance_scale=scale)[0]
     found = [find_objects(video) for video in frames]
-    # The colours are read anywhere; IoU counts saturated pixels of the named colours, whatever their shape.
     return mean_scores(found, named) | {"iou": mean_iou(pixels_of(frames, named), masks)}
 
 
@@ -187,11 +190,13 @@ class Clamp:
         return np.concatenate(masks)
 
     @torch.no_grad()
-    def layout(self, prompts, what, masks):
-        scale, frames = self.sampler.args.guidance_scale, []
+    def layout(self, prompts, what, masks, guidance_scale):
+        frames = []
         for part, generator in self.sampler.batches(len(prompts), f"clamped {what}"):
             known = self.encode(np.repeat(masks[part, ..., None].astype(np.float32), 3, axis=-1))
-            frames.append(self.call(prompts[part], generator, known, "mask_latents", guidance_scale=scale).frames)
+            frames.append(
+                self.call(prompts[part], generator, known, "mask_latents", guidance_scale=guidance_scale).frames
+            )
         return (np.concatenate(frames),)
 
 
@@ -242,6 +247,7 @@ def main(args):
         "n_prompts": args.n_prompts,
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
+        "layout_guidance_scale": args.layout_guidance_scale,
     }
     for kind, folders in (("with_roles", args.with_roles), ("without_roles", args.without_roles)):
         if len(folders) > 1:

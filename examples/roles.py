@@ -1,6 +1,5 @@
 """One checkpoint, three directions: text → video and mask, text and mask → video, text and video → mask; and single objects.
 
-make shapes-roles         # trains the small checkpoint further, with roles: an hour on a CPU
 python examples/roles.py
 
 Runs on a CPU, in a minute or two, and writes one sheet: a row a direction.
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw
 import diffusers_jdm
 from diffusers_jdm.data.shapes import phrase, sample_clip
 
-CHECKPOINT = "outputs/shapes/roles"
+CHECKPOINT = "examples/shapes/joint"
 SCALE = 3  # of the 48×48 videos on the sheet
 SHOWN = (0, 4, 8)  # frames
 

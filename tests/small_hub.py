@@ -8,12 +8,14 @@ import base64
 import hashlib
 import json
 import socket
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+
+from small_http import Refusal, SmallHandler
 
 LARGE = (".safetensors", ".mp4", ".gif", ".model")
+LICENCES = ["apache-2.0", "cc-by-nc-4.0", "mit", "other"]
 USERS = {"Bearer hf_good": "me", "Bearer hf_read": "reader"}  # the reader may write nothing
 
 
@@ -82,39 +84,15 @@ class Hub(ThreadingHTTPServer):
         return sha
 
 
-class Refusal(Exception):
-    """A status, what is said, and the code that huggingface_hub knows it by."""
-
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(SmallHandler):
     server: Hub
 
-    def do_GET(self):
-        self.handle_with(self.get)
-
-    def do_HEAD(self):
-        self.handle_with(self.get)
-
-    def do_POST(self):
-        self.handle_with(self.post)
-
-    def do_PUT(self):
-        self.handle_with(self.put)
-
-    def handle_with(self, method) -> None:
-        url = urlsplit(self.path)
-        self.server.requests.append(f"{self.command} {url.path}")
-        self.query = parse_qs(url.query)
-        parts = [unquote(part) for part in url.path.strip("/").split("/")]
-        try:
-            authorization = self.headers.get("Authorization")
-            self.user = USERS.get(authorization)
-            if authorization and not self.user:
-                raise Refusal(401, "Invalid credentials in Authorization header", None)
-            method(parts)
-        except Refusal as refusal:
-            status, text, code = refusal.args
-            self.answer(status, {"error": text}, {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {}))
+    def authorize(self, path: str) -> None:
+        self.server.requests.append(f"{self.command} {path}")
+        authorization = self.headers.get("Authorization")
+        self.user = USERS.get(authorization)
+        if authorization and not self.user:
+            raise Refusal(401, "Invalid credentials in Authorization header", None)
 
     # Reading
 
@@ -123,8 +101,6 @@ class Handler(BaseHTTPRequestHandler):
             if not self.user:
                 raise Refusal(401, "Unauthorized", None)
             self.answer(200, {"name": self.user, "type": "user", "orgs": []})
-        elif parts[0] == "lfs":
-            self.send_content(self.server.objects[parts[1]], {})
         elif parts[:2] == ["api", "models"]:
             repo, what = self.repo(parts[2:4]), (parts[4:] or ["revision"])[0]
             sha = self.sha(repo, "/".join(parts[5:]) or "main")
@@ -146,11 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         if file is None:
             raise Refusal(404, f"Entry not found: {path}", "EntryNotFound")
         headers = {"X-Repo-Commit": sha, "ETag": f'"{file.sha256 if file.lfs else file.blob}"'}
-        if file.lfs:  # from another place, as large files are
-            linked = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(file.size)}
-            self.answer(302, {}, headers | linked | {"Location": f"{self.server.url}/lfs/{file.sha256}"})
-        else:
-            self.send_content(self.server.objects[file.sha256], headers)
+        self.send_content(self.server.objects[file.sha256], headers)
 
     def repo(self, parts: list[str]) -> str:
         name = "/".join(parts)
@@ -174,6 +146,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def post(self, parts: list[str]) -> None:
         body = [json.loads(line) for line in self.read_body().splitlines() if line.strip()]
+        if parts == ["api", "validate-yaml"]:
+            self.validate(body[0]["content"])
+            return
         if not self.user:
             raise Refusal(401, "Invalid username or password.", None)
         if self.user == "reader":
@@ -187,8 +162,6 @@ class Handler(BaseHTTPRequestHandler):
             self.server.repos[name], self.server.refs[name] = body[0], {}
             self.server.commit(name, "main", {})
             self.answer(200, answer)
-        elif parts == ["api", "validate-yaml"]:
-            self.answer(200, {"errors": [], "warnings": []})
         elif parts[-2:] == ["objects", "batch"]:
             self.answer(200, {"transfer": "basic", "objects": [self.action(one) for one in body[0]["objects"]]})
         else:
@@ -204,6 +177,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.commit(repo, revision, body)
             else:
                 raise Refusal(403, "Forbidden", None)
+
+    def validate(self, content: str) -> None:
+        licences = {line.split()[1] for line in content.splitlines() if line.startswith("license: ")}
+        errors = [{"message": f'"license" must be one of {LICENCES}'}] if licences - set(LICENCES) else []
+        self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def mode(self, repo: str, revision: str, wanted: dict) -> dict:
         """How a file is to come, and what is there under its name: huggingface_hub leaves out what has not changed."""
@@ -254,36 +232,25 @@ class Handler(BaseHTTPRequestHandler):
         answer = {"commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "success": True}
         self.answer(200, answer | ({"pullRequestUrl": f"{url}/discussions/1"} if "create_pr" in self.query else {}))
 
-    # HTTP
 
-    def read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        parts = []
-        while size := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        return b"".join(parts)
-
-    def send_content(self, content: bytes, headers: dict[str, str]) -> None:
-        status, given = 200, self.headers.get("Range")
-        if given:
-            start = int(given.removeprefix("bytes=").split("-")[0])
-            headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-            status, content = 206, content[start:]
-        self.send(status, content, headers)
-
-    def answer(self, status: int, value: dict | list, headers: dict[str, str] | None = None) -> None:
-        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
-
-    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
+def take_for_the_hub(hub: Hub, monkeypatch, cache, token: str | None = "hf_good") -> Hub:
+    """Makes huggingface_hub, in this process, take `hub` for the real one, with a cache of its own."""
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    values = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + template,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(cache),
+        "HF_TOKEN_PATH": str(cache / "token"),
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    monkeypatch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    else:
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+    return hub

@@ -67,9 +67,12 @@ def assert_is_a_whole_repo(folder, kind):
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == PIPELINES[kind].__name__
     assert index[DENOISERS[kind]] == ["diffusers_jdm", MODELS[kind].__name__]
-    for copy, source in ISLANDS[kind].items():
+    islands = dict(ISLANDS[kind])
+    if index.get("mask_decoder", [None])[0]:
+        islands["mask_decoder/diffusers_jdm.py"] = "models/mask_decoder_jdm.py"
+    for copy, source in islands.items():
         assert (folder / copy).read_bytes() == (PACKAGE / source).read_bytes(), copy
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*.py")} == ISLANDS[kind].keys()
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.py")} == islands.keys()
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
 
 

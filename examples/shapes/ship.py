@@ -36,9 +36,9 @@ FAMILIES = {
     "cogvideox": Family(
         model_dir="outputs/shapes",
         report="outputs/bench/shapes.json",
-        pipelines={"base": "base/pipeline", "joint": "roles"},
+        pipelines={"base": "base/pipeline", "joint": "roles_longer"},
         joint="joint",
-        stages=("vae", "text_encoder", "base", "joint", "roles", "mask_decoder"),
+        stages=("vae", "text_encoder", "base", "joint", "roles", "roles_longer", "mask_decoder"),
         logs="",
         frames=9,
         call="guidance_scale=3.0",
@@ -133,7 +133,9 @@ def write_cards(family, output_dir, report):
     name = next(name for name, other in FAMILIES.items() if other is family)
     note = measured.format(family=name, **report) if report else ""
     roles = (
-        ", then with a quarter of the samples each for segmentation and layouts" if "roles" in family.stages else ""
+        ", then with a quarter, later 30 %, of the samples each for segmentation and layouts"
+        if "roles" in family.stages
+        else ""
     )
     training = TRAINING.format(frames=family.frames, roles=roles)
     folder = output_dir / family.joint

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Everything that made the checkpoints in this folder, from nothing. Each stage continues where it was stopped.
 #   examples/shapes/train.sh [bin folder of the environment] [joint]
-# With "joint" only CogVideoX's joint model, from the shipped base: stages 4 to 6.
-# With "roles" only stages 4, 5, 7 and 8, from the shipped joint model.
+# With "joint" only CogVideoX's joint model, from the shipped base: stages 4 to 8.
 set -euo pipefail
 bin=${1:-.venv/bin}
 launch=("$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2)
@@ -14,8 +13,7 @@ joint=(--loss_weight 0.5 --learning_rate 1e-3 --use_ema --ema_decay 0.998 --mixe
 
 # CogVideoX: base/ and joint/
 out=outputs/shapes
-joint_model=$out/joint
-if [[ ${2:-} == joint || ${2:-} == roles ]]; then
+if [[ ${2:-} == joint ]]; then
     base=examples/shapes/base
 else
     base=$out/base/pipeline
@@ -26,25 +24,21 @@ fi
 "$bin/python" examples/shapes/make_dataset.py --output_dir $out/dataset --num_clips 3000
 "${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $base \
     --train_data_dir $out/dataset --output_dir $out/jdm_latents "${precompute[@]}"
-if [[ ${2:-} == roles ]]; then
-    joint_model=examples/shapes/joint
-else
-    "${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $base \
-        --train_data_dir $out/jdm_latents --output_dir $out/joint "${joint[@]}" \
-        --train_batch_size 48 --max_train_steps 2400 --lr_scheduler cosine --lr_warmup_steps 100 \
-        --checkpointing_steps 300 --validation_steps 600
-    if [[ ${2:-} == joint ]]; then
-        exit
-    fi
-fi
-"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $joint_model \
-    --train_data_dir $out/jdm_latents --output_dir $out/roles "${joint[@]}" \
-    --segment_probability 0.25 --layout_probability 0.25 \
-    --train_batch_size 48 --max_train_steps 1500 --lr_scheduler cosine --lr_warmup_steps 100 \
-    --checkpointing_steps 300 --validation_steps 300
-"$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/roles --train_data_dir $out/dataset \
+"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $base \
+    --train_data_dir $out/jdm_latents --output_dir $out/joint "${joint[@]}" \
+    --train_batch_size 48 --max_train_steps 2400 --lr_scheduler cosine --lr_warmup_steps 100 \
+    --checkpointing_steps 300 --validation_steps 600
+# Roles in two runs: 1,500 steps were not enough.
+roles=(--train_batch_size 48 --lr_scheduler cosine --lr_warmup_steps 100 --checkpointing_steps 300 --validation_steps 300)
+"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/joint \
+    --train_data_dir $out/jdm_latents --output_dir $out/roles "${joint[@]}" "${roles[@]}" \
+    --max_train_steps 1500 --segment_probability 0.25 --layout_probability 0.25
+"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/roles \
+    --train_data_dir $out/jdm_latents --output_dir $out/roles_longer "${joint[@]}" "${roles[@]}" \
+    --max_train_steps 3000 --segment_probability 0.3 --layout_probability 0.3
+"$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/roles_longer --train_data_dir $out/dataset \
     --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision bf16 --resume_from_checkpoint latest
-if [[ ${2:-} == roles ]]; then
+if [[ ${2:-} == joint ]]; then
     exit
 fi
 "$bin/python" examples/shapes/ship.py

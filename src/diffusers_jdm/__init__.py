@@ -13,6 +13,7 @@ import diffusers
 import diffusers.pipelines
 
 if TYPE_CHECKING:
+    from .download import download_checkpoint, verify_checkpoint
     from .export import export_overlay, overlay
     from .hub import export_repo, write_card
     from .inflation import inflate
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .models.unet_modelscope_jdm import JDMUNet3DConditionModel
     from .pipelines.pipeline_cogvideox_jdm import CogVideoXJDMPipeline
     from .pipelines.pipeline_modelscope_jdm import ModelScopeJDMPipeline
+    from .push import push_checkpoint, push_pipeline
 
 __version__ = version("diffusers-jdm")
 
@@ -33,10 +35,14 @@ _CLASSES = {
     "ModelScopeJDMPipeline": "pipelines.pipeline_modelscope_jdm",
 }
 _FUNCTIONS = {
+    "download_checkpoint": "download",
     "export_overlay": "export",
     "export_repo": "hub",
     "inflate": "inflation",
     "overlay": "export",
+    "push_checkpoint": "push",
+    "push_pipeline": "push",
+    "verify_checkpoint": "download",
     "write_card": "hub",
 }
 
@@ -49,10 +55,14 @@ __all__ = [
     "JDMUNet3DConditionModel",
     "ModelScopeJDMPipeline",
     "__version__",
+    "download_checkpoint",
     "export_overlay",
     "export_repo",
     "inflate",
     "overlay",
+    "push_checkpoint",
+    "push_pipeline",
+    "verify_checkpoint",
     "write_card",
 ]
 

@@ -13,6 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_convert(verbs)
+    _add_push(verbs)
     _add_prepare(verbs)
     _add_dataset(verbs)
     _add_evaluate(verbs)
@@ -50,6 +51,55 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     out = convert(arguments.base, arguments.out, variant=arguments.variant, revision=arguments.revision)
     print(f"Wrote the joint checkpoint {out}")
+
+
+def _add_push(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser(
+        "push",
+        help="check a checkpoint or a LoRA, and upload it to the Hub",
+        description="Checks a checkpoint or a LoRA (a fresh process loads it and generates one step) and uploads it to the Hub "
+        "with its card. If the check fails, nothing is made there. The same command goes on after a broken connection.",
+    )
+    parser.add_argument("folder", metavar="CHECKPOINT", help="folder of a pipeline, a LoRA, or what a training left")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="repo on the Hub, made if it is not there")
+    parser.add_argument("--private", action="store_true", default=None, help="make the repo private")
+    parser.add_argument("--revision", help="branch, made if it is not there; by default main")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request in place of a commit")
+    parser.add_argument("--commit_message", help="by default: Upload with diffusers-jdm")
+    parser.add_argument("--fp16", action="store_true", help="upload the weights in half precision, too")
+    parser.add_argument(
+        "--max_shard_size", metavar="SIZE", help="write the weights anew, in files of at most 5GB, say"
+    )
+    parser.add_argument("--base", help="what it was made from: a Hub repo, for the card; of a LoRA also a folder")
+    parser.add_argument("--license", help="as the Hub writes it: apache-2.0; by default the base's, if it is known")
+    parser.add_argument(
+        "--metrics", metavar="RUN", help="folder of `diffusers-jdm evaluate`: its figures go into the card"
+    )
+    parser.add_argument("--metrics_of", metavar="NAME", help="of the checkpoint in RUN; by default the last")
+    parser.add_argument(
+        "--sample", nargs=2, metavar=("PROMPT", "VIDEO"), action="append", default=[], help="for the card; repeat it"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="only check, and list what would be uploaded")
+    parser.set_defaults(run=_push)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from diffusers_jdm.push import push_checkpoint, staged_checkpoint
+
+    contents = {name: getattr(arguments, name) for name in ("base", "license", "fp16", "max_shard_size")}
+    contents["samples"] = dict(arguments.sample)
+    if arguments.metrics:
+        from diffusers_jdm.evaluation.card_metrics import card_results
+
+        contents["metrics"] = card_results(arguments.metrics, arguments.metrics_of)
+    if arguments.dry_run:
+        with staged_checkpoint(arguments.folder, arguments.repo_id, **contents) as staged:
+            print("\n".join(staged.names))
+        print(f"{arguments.folder} loads and generates; nothing was uploaded.")
+        return
+    where = {name: getattr(arguments, name) for name in ("private", "revision", "create_pr", "commit_message")}
+    commit = push_checkpoint(arguments.folder, arguments.repo_id, **where, **contents)
+    print(f"Uploaded {arguments.folder} to {arguments.repo_id}: {commit.pr_url or commit.commit_url}")
 
 
 def _add_prepare(verbs: argparse._SubParsersAction) -> None:

@@ -123,7 +123,7 @@ def write_card(
         with torch.device("meta"):
             parameters = sum(parameter.numel() for parameter in family.denoiser.from_config(config).parameters())
         channels = config["in_channels"]
-    license_id = _LICENSES.get(base_model.split("/")[1].lower()) if base_model else None
+    license_id = license_of(base_model)
     card = ModelCard.from_template(
         ModelCardData(
             base_model=base_model,
@@ -144,6 +144,44 @@ def write_card(
     )
     card.save(folder / "README.md")
     return folder / "README.md"
+
+
+def write_finetuned_card(
+    folder: str | os.PathLike,
+    *,
+    lora: bool,
+    joint: bool = True,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    training: str = "Nothing is recorded about the training.",
+) -> Path:
+    """Writes the card of what is no joint pipeline: a LoRA, of a `joint` one or not, or a plain pipeline; returns its path.
+
+    The rest as in [`write_card`].
+    """
+    card = ModelCard.from_template(
+        ModelCardData(
+            base_model=base_model,
+            license=license_of(base_model),
+            library_name="diffusers",
+            pipeline_tag="text-to-video",
+            tags=["diffusers-jdm", "text-to-video", *(["lora"] if lora else [])],
+        ),
+        template_path=str(files("diffusers_jdm") / "model_cards" / "finetuned.md"),
+        title=(repo_id or "ORG/NAME").split("/")[1],
+        repo_id=repo_id or "ORG/NAME",
+        base_model=base_model,
+        lora=lora,
+        joint=joint,
+        training=training,
+    )
+    card.save(Path(folder) / "README.md")
+    return Path(folder) / "README.md"
+
+
+def license_of(base_model: str | None) -> str | None:
+    """The licence of a base by its Hub repo, if it is one that can be made joint."""
+    return _LICENSES.get(base_model.split("/")[-1].lower()) if base_model else None
 
 
 def forget_local_paths(folder: Path) -> None:

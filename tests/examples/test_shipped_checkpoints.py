@@ -3,13 +3,17 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline
 from PIL import Image
 from test_loading import PIPELINES, assert_is_a_whole_repo, run_python, same_weights
 
+from diffusers_jdm.data.shapes import phrase, sample_clip
 from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
+from diffusers_jdm.masks import mask_to_rgb
+from diffusers_jdm.training.backbones import CogVideoXBackbone
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "examples" / "shapes"
@@ -98,6 +102,44 @@ def test_a_prompt_that_names_one_object_gets_the_mask_of_that_one(joint, kind):
     named = [("green", "square")]
     pixels = named_pixels(find_objects(out.frames[0]), named, out.masks[0].shape)
     assert mask_iou(out.masks[0] >= 0.5, pixels) > 0.6
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [sample_clip(5, index, "pairs") for index in range(3)]
+
+
+def generators(count):
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+def test_it_segments_what_is_named_in_a_given_video(joint, clips):
+    pipe, videos = joint["cogvideox"], np.stack([clip.video for clip in clips])
+    call = {"generator": generators(3), "num_inference_steps": 15, "output_type": "np", "height": 48, "width": 48}
+    both = pipe.segment(videos, [clip.caption for clip in clips], **call)
+    one = pipe.segment(videos, [phrase(clip.objects[1], with_motion=False) for clip in clips], **call)
+    for clip, of_both, of_one in zip(clips, both, one):
+        assert mask_iou(of_both >= 0.5, clip.masks.any(0)) > 0.8
+        assert mask_iou(of_one >= 0.5, clip.masks[1]) > 0.75
+
+
+def test_it_draws_where_the_layout_says(joint, clips):
+    layout = np.stack([clip.masks.any(0) for clip in clips])
+    prompts, call = [clip.caption for clip in clips], CALLS["cogvideox"] | {"guidance_scale": 2.0}
+    out = joint["cogvideox"](prompts, masks=layout, **call, generator=generators(3), output_type="np")
+    for clip, video, mask in zip(clips, out.frames, layout):
+        found, named = find_objects(video), [obj.kind for obj in clip.objects]
+        assert score(found, named)["colour"] == 1.0
+        assert mask_iou(named_pixels(found, named, mask.shape), mask) > 0.6
+
+
+def test_its_mask_decoder_agrees_with_its_vae(joint, clips):
+    pipe = joint["cogvideox"]
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.stack([mask_to_rgb(clip.masks.any(0)) for clip in clips]))
+        latents = CogVideoXBackbone(pipe).encode_pixels(pixels)
+        slow, fast = (pipe.decode_masks(latents, which).numpy() >= 0.5 for which in ("vae", "fast"))
+    assert mask_iou(slow, fast) > 0.97
 
 
 def test_the_base_is_a_plain_diffusers_pipeline():

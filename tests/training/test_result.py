@@ -6,12 +6,12 @@ import pytest
 import small_models
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, TextToVideoSDPipeline
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from small_data import joint_backbone, train, train_and_keep
-from small_hub import Hub
+from small_hub import Hub, take_for_the_hub
 
 from diffusers_jdm import CogVideoXJDMPipeline, ModelScopeJDMPipeline
-from diffusers_jdm.training import result, setup
+from diffusers_jdm.training import result
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 
 BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
@@ -271,14 +271,16 @@ def test_a_save_that_is_stopped_leaves_no_pipeline(full, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """`hub(...)`: a `Hub` that the scripts and huggingface_hub take for the real one."""
+def hub(monkeypatch, tmp_path):
+    """`hub(...)`: a `Hub` that the scripts and huggingface_hub take for the real one. `hub.checks`: what was checked.
+
+    The check is not run (test_push_check.py and test_hub_http.py do that): it starts a process.
+    """
 
     def start(**options):
-        hub = Hub(**options)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        for module in (result, setup):
-            monkeypatch.setattr(module, "HfApi", functools.partial(HfApi, endpoint=hub.url))
+        hub = take_for_the_hub(Hub(**options), monkeypatch, tmp_path / "cache", token=None)
+        hub.checks = []
+        monkeypatch.setattr("diffusers_jdm.push.check_in_fresh_process", lambda *call: hub.checks.append(call))
         return hub
 
     return start
@@ -301,6 +303,8 @@ def test_the_result_is_uploaded_and_nothing_else(kind, hub, push, tmp_path):
         (tmp_path / "out" / name).write_text("mine")
     folder = push(*KINDS[kind])
     ((name, uploaded),) = hub.files.items()
+    ((_, _, base),) = hub.checks
+    assert (base is None) == (kind != "lora") and hub.messages[name] == ["End of training"]
     assert name == "me/out" and "README.md" in uploaded
     if kind == "lora":
         assert uploaded == {"README.md", "pytorch_lora_weights.safetensors"}
@@ -339,8 +343,8 @@ def test_the_repo_may_be_private(hub, push):
 @pytest.mark.parametrize("damage", ["offline mode", "no server", "bad token", "bad name"])
 def test_a_repo_that_cannot_be_made_is_known_before_the_training(damage, hub, push, tmp_path, monkeypatch):
     if damage == "no server":  # a real refusal, of another class
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(setup, "HfApi", functools.partial(HfApi, endpoint="http://127.0.0.1:9"))
+        hub()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     elif damage != "offline mode":
         hub()
     flags = {"bad token": ["--hub_token", "hf_bad"], "bad name": ["--hub_model_id", "me/mi ne"]}.get(damage, [])
@@ -353,12 +357,24 @@ def test_a_repo_that_cannot_be_made_is_known_before_the_training(damage, hub, pu
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_result_that_fails_the_check_is_not_uploaded(hub, push, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("it does not load")
+
+    hub = hub()
+    monkeypatch.setattr("diffusers_jdm.push.check_in_fresh_process", fails)
+    with pytest.raises(SystemExit, match=r"^error: nothing was uploaded \(it does not load\), and nothing is lost"):
+        push("--hub_model_id", "mine")
+    assert hub.files == {}
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "out"), CogVideoXJDMPipeline)
+
+
 def test_an_upload_that_fails_loses_nothing(hub, push, tmp_path):
     hub(takes_commits=False)
     with pytest.raises(SystemExit) as exit:
         push("--hub_model_id", "mine")
     message = exit.value.code
-    assert message.startswith("error: the upload failed (") and "\n" not in message
-    assert f"upload it with `hf upload me/mine {tmp_path / 'out'} --include 'README.md' --include" in message
+    assert message.startswith("error: nothing was uploaded (") and "\n" not in message
+    assert f"push it again with `diffusers-jdm push {tmp_path / 'out'} me/mine`" in message
     assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "out"), CogVideoXJDMPipeline)
     assert (tmp_path / "out" / "checkpoint-2").is_dir()

@@ -322,6 +322,16 @@ class ModelScopeJDMPipeline(
         if package is not None and not Path(save_directory, "README.md").exists():
             package.write_card(save_directory)
 
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+        """Checks the pipeline in a fresh process and uploads it; `diffusers_jdm.push_pipeline` has the arguments.
+
+        Without the package it is diffusers' own, which checks nothing and writes a generic card.
+        """
+        package = sys.modules.get("diffusers_jdm")
+        if package is None:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        return package.push_pipeline(self, repo_id, *args, **kwargs)
+
     def prepare_latents(self, shape, dtype, device, generator, latents=None) -> torch.Tensor:
         """The video's first noise, (B, C, F, H, W), of the scheduler's first sigma."""
         if isinstance(generator, list) and len(generator) != shape[0]:

@@ -310,6 +310,16 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         if package is not None and not Path(save_directory, "README.md").exists():
             package.write_card(save_directory)
 
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+        """Checks the pipeline in a fresh process and uploads it; `diffusers_jdm.push_pipeline` has the arguments.
+
+        Without the package it is diffusers' own, which checks nothing and writes a generic card.
+        """
+        package = sys.modules.get("diffusers_jdm")
+        if package is None:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        return package.push_pipeline(self, repo_id, *args, **kwargs)
+
     def check_sizes(self, height: int, width: int, num_frames: int) -> None:
         """Raises ValueError if the VAE and the patches cannot give back a video of exactly this size."""
         patch, factor = self.transformer.config.patch_size, self.vae_scale_factor_spatial

@@ -5,14 +5,14 @@ import logging
 import re
 import shutil
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from ..hub import export_repo, forget_local_paths, write_card
+from ..hub import export_repo, forget_local_paths, write_card, write_finetuned_card
+from ..push import push_checkpoint
 from .config import TrainConfig
 from .errors import TrainingError, one_line
 from .loop import Trainer
@@ -38,7 +38,7 @@ def save_result(trainer: Trainer) -> None:
             add_lora(whole, config.rank, config.lora_alpha)
         whole.load_state_dict(state_dict, assign=True)
         try:
-            written = write_result(trainer, whole)
+            write_result(trainer, whole)
         except (OSError, RuntimeError, SafetensorError) as error:  # three libraries, three kinds
             raise TrainingError(
                 f"the result cannot be written to {output_dir} ({one_line(error)}); nothing is lost: make room, or mend the "
@@ -46,24 +46,22 @@ def save_result(trainer: Trainer) -> None:
             ) from error
     logger.info("saved the %s to %s", "LoRA" if config.use_lora else "pipeline", output_dir)
     if config.push_to_hub:
-        push(config, output_dir, written)
+        push(config, output_dir)
 
 
-def write_result(trainer: Trainer, model: torch.nn.Module) -> list[str]:
-    """The pipeline or the LoRA, its samples and its card. Returns what of the output folder is the result, as patterns."""
+def write_result(trainer: Trainer, model: torch.nn.Module) -> None:
+    """The pipeline or the LoRA, its samples and its card."""
     config, pipe, output_dir = trainer.config, trainer.backbone.pipe, trainer.output_dir
     if config.use_lora:
-        written = [save_lora(model, output_dir, type(pipe)).name]
+        save_lora(model, output_dir, type(pipe))
     else:
         parts = pipe.components | {trainer.backbone.component: model}
-        written = save_pipeline(type(pipe)(**parts), output_dir, joint=trainer.joint)
-    samples = copy_samples(trainer)
-    write_result_card(config, output_dir, training_section(trainer), samples)
-    return sorted({*written, "README.md", *(f"samples/{path.name}" for path in samples.values())})
+        save_pipeline(type(pipe)(**parts), output_dir, joint=trainer.joint)
+    write_result_card(config, output_dir, training_section(trainer), copy_samples(trainer))
 
 
-def save_pipeline(pipe, output_dir: Path, joint: bool) -> list[str]:
-    """`model_index.json` comes last: a folder that has it holds the whole pipeline. Returns patterns of what was written."""
+def save_pipeline(pipe, output_dir: Path, joint: bool) -> None:
+    """`model_index.json` comes last: a folder that has it holds the whole pipeline."""
     partial = output_dir / ".pipeline.partial"
     shutil.rmtree(partial, ignore_errors=True)
     if joint:
@@ -72,14 +70,12 @@ def save_pipeline(pipe, output_dir: Path, joint: bool) -> list[str]:
         pipe.save_pretrained(partial)
         forget_local_paths(partial)
     (output_dir / "model_index.json").unlink(missing_ok=True)
-    written = [f"{path.name}/*" if path.is_dir() else path.name for path in partial.iterdir()]
     for path in sorted(partial.iterdir(), key=lambda path: path.name == "model_index.json"):
         target = output_dir / path.name
         if target.is_dir():
             shutil.rmtree(target)
         path.replace(target)
     partial.rmdir()
-    return written
 
 
 def copy_samples(trainer: Trainer) -> dict[str, Path]:
@@ -145,24 +141,17 @@ def write_result_card(config: TrainConfig, output_dir: Path, training: str, samp
             f'- "{prompt}": [{path.name}](samples/{path.name})' for prompt, path in samples.items()
         )
     if config.objective == "jdm" and not config.use_lora:
-        card = ModelCard.load(write_card(output_dir, repo_id=repo_id, base_model=base_model, training=training))
+        path = write_card(output_dir, repo_id=repo_id, base_model=base_model, training=training)
     else:
-        data = ModelCardData(
-            base_model=base_model,
-            library_name="diffusers",
-            pipeline_tag="text-to-video",
-            tags=["diffusers-jdm", "text-to-video", *(["lora"] if config.use_lora else [])],
-        )
-        card = ModelCard.from_template(
-            data,
-            template_path=str(files("diffusers_jdm") / "model_cards" / "finetuned.md"),
-            title=(repo_id or "ORG/NAME").split("/")[1],
-            repo_id=repo_id or "ORG/NAME",
-            base_model=base_model,
+        path = write_finetuned_card(
+            output_dir,
             lora=config.use_lora,
             joint=config.objective == "jdm",
+            repo_id=repo_id,
+            base_model=base_model,
             training=training,
         )
+    card = ModelCard.load(path)
     if samples:
         card.data.widget = [
             {"text": prompt, "output": {"url": f"samples/{path.name}"}} for prompt, path in samples.items()
@@ -170,22 +159,25 @@ def write_result_card(config: TrainConfig, output_dir: Path, training: str, samp
     card.save(output_dir / "README.md")
 
 
-def push(config: TrainConfig, output_dir: Path, written: list[str]) -> None:
-    """Uploads what was written of the result, to the repo that `create_repo` made, and nothing else of the folder.
+def push(config: TrainConfig, output_dir: Path) -> None:
+    """Checks the result and uploads it, and nothing else of the folder, to the repo that `create_repo` made.
 
     What is on the disk stays, whatever happens here.
     """
+    base = config.pretrained_model_name_or_path
     try:
-        HfApi(token=config.hub_token).upload_folder(
-            repo_id=config.hub_model_id,
-            folder_path=output_dir,
+        push_checkpoint(
+            output_dir,
+            config.hub_model_id,
+            token=config.hub_token,
             commit_message="End of training",
-            allow_patterns=written,
+            base=base,
+            form="lora" if config.use_lora else "pipeline",
         )
-    except Exception as error:  # of requests, httpx or httpx2, by the hub's version
-        includes = " ".join(f"--include '{pattern}'" for pattern in written)
+    except (ValueError, OSError) as error:
+        command = f"diffusers-jdm push {output_dir} {config.hub_model_id}" + (f" --base {base}" * config.use_lora)
         raise TrainingError(
-            f"the upload failed ({one_line(error)}), nothing is lost: the result is in {output_dir}; "
-            f"upload it with `hf upload {config.hub_model_id} {output_dir} {includes}`."
+            f"nothing was uploaded ({one_line(error)}), and nothing is lost: the result is in {output_dir}; push it again with "
+            f"`{command}`."
         ) from error
     logger.info("uploaded to %s", config.hub_model_id)

@@ -1,0 +1,208 @@
+"""What of a checkpoint's folder is pushed: its own files and nothing that lies beside them, weights as safetensors only.
+
+A training's folder also holds checkpoints, logs and settings; none of these must get onto the Hub.
+"""
+
+import json
+import re
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors import SafetensorError, safe_open
+
+from .hub import forget_local_paths
+from .inflation import PROJECTIONS
+
+MODEL_INDEX = "model_index.json"
+ISLANDS = {
+    "CogVideoXJDMPipeline": "pipelines/pipeline_cogvideox_jdm.py",
+    "ModelScopeJDMPipeline": "pipelines/pipeline_modelscope_jdm.py",
+    "JDMTransformer3DModel": "models/transformer_cogvideox_jdm.py",
+    "JDMUNet3DConditionModel": "models/unet_modelscope_jdm.py",
+    "JDMMaskDecoder": "models/mask_decoder_jdm.py",
+}
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
+SETTINGS = {".json", ".txt", ".model", ".jinja"}  # of models, schedulers and tokenizers
+SAMPLES = {".mp4", ".gif", ".webm"}
+
+
+class Staged(NamedTuple):
+    """A folder with what is to be pushed.
+
+    form: "joint" and "plain" pipelines, or "lora".
+    variants: of the weights in it; None is the one without a name.
+    """
+
+    folder: Path
+    form: str
+    variants: list[str | None]
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+
+
+def stage(folder: Path, target: Path, form: str | None = None) -> Staged:
+    """Puts what is to be pushed of a checkpoint into `target`: weights and samples as links, the rest as copies.
+
+    The code is that of the installed package, whatever the folder has, and no JSON file says where on this machine a part
+    came from. The folder itself stays as it is.
+
+    Args:
+        folder: as `save_pretrained`, `export_repo` or a training leaves it.
+        target: a new folder.
+        form: "pipeline" or "lora", where the folder holds both; else it is seen.
+
+    Raises:
+        ValueError: the folder is no checkpoint, or a part of it is missing, damaged, or a pickle.
+    """
+    form = _form(folder, form)
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file() and (path.name == "README.md" or path.name.startswith("LICENSE")):
+            shutil.copy(path, target)
+    for path in folder.glob("samples/*"):
+        if path.suffix in SAMPLES:
+            _link(path, target / "samples" / path.name)
+    if form == "lora":
+        check_weights(folder / LORA_WEIGHT_NAME_SAFE)
+        _link(folder / LORA_WEIGHT_NAME_SAFE, target / LORA_WEIGHT_NAME_SAFE)
+        return Staged(target, form, [None])
+
+    shutil.copy(folder / MODEL_INDEX, target)
+    index = _read_json(folder / MODEL_INDEX)
+    pipeline = index.get("_class_name")
+    if pipeline in ISLANDS:
+        copy_island(pipeline, target / Path(ISLANDS[pipeline]).name)
+    for component, (_, class_name) in _components(index).items():
+        _stage_component(folder / component, target / component)
+        if class_name in ISLANDS:
+            copy_island(class_name, target / component / "diffusers_jdm.py")
+    forget_local_paths(target)
+    variants = {variant_of(path.name) for path in target.glob("*/*.safetensors")}
+    return Staged(
+        target,
+        "joint" if pipeline in ISLANDS else "plain",
+        sorted(variants, key=lambda name: (name is not None, name)),
+    )
+
+
+def check_weights(path: Path) -> None:
+    """Raises ValueError if a safetensors file is damaged: its header must be whole, and fit the file's size."""
+    try:
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged or cannot be read ({' '.join(str(error).split())}): save it or copy it again."
+        ) from error
+
+
+def lora_is_joint(folder: Path) -> bool:
+    """Whether a LoRA changes the inflated projections, and so belongs to a joint model."""
+    layers = [name.rpartition(".")[0] for name in PROJECTIONS]
+    prefixes = tuple(f"{component}.{layer}." for component in ("transformer", "unet") for layer in layers)
+    with safe_open(folder / LORA_WEIGHT_NAME_SAFE, "pt") as file:
+        return any(name.startswith(prefixes) for name in file.keys())  # noqa: SIM118  it is no dict
+
+
+def copy_island(class_name: str, target: Path) -> None:
+    """Writes the package's own module of a class, byte for byte."""
+    target.write_bytes((files("diffusers_jdm") / ISLANDS[class_name]).read_bytes())
+
+
+def variant_of(name: str) -> str | None:
+    """The variant of a file of weights or of their index: "x.fp16-00001-of-00002.safetensors" is of "fp16"."""
+    parts = re.sub(r"-\d{5}-of-\d{5}", "", name).split(".")[1:]
+    return next((part for part in parts if part not in ("safetensors", "index", "json", "bin")), None)
+
+
+def stale(names: list[str], staged: Staged) -> list[str]:
+    """Weights of an earlier push that a loader would take for those of this one, such as the shards of a larger model.
+
+    Args:
+        names: of the files in the repo.
+
+    Returns:
+        files of weights that are not in `staged`, of a component and variant that is.
+    """
+    pushed = {(_parent(name), variant_of(Path(name).name)) for name in staged.names if _is_weights(name)}
+    here = set(staged.names)
+    return [
+        name
+        for name in names
+        if name not in here and _is_weights(name) and (_parent(name), variant_of(Path(name).name)) in pushed
+    ]
+
+
+def _form(folder: Path, wanted: str | None) -> str:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: name one with a checkpoint in it.")
+    found = {"pipeline": folder / MODEL_INDEX, "lora": folder / LORA_WEIGHT_NAME_SAFE}
+    forms = [form for form, path in found.items() if path.is_file() and wanted in (None, form)]
+    if len(forms) == 1:
+        return forms[0]
+    if forms:
+        raise ValueError(
+            f"{folder} holds both a pipeline ({MODEL_INDEX}) and a LoRA ({LORA_WEIGHT_NAME_SAFE}): move one of them into a "
+            "folder of its own."
+        )
+    raise ValueError(
+        f"{folder} is no checkpoint: it holds neither {MODEL_INDEX} nor {LORA_WEIGHT_NAME_SAFE}. If it is of a training, that "
+        "has not come to its end."
+    )
+
+
+def _components(index: dict) -> dict[str, list]:
+    """What `model_index.json` names as parts of the pipeline, without those that it has not."""
+    return {
+        name: value
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[0] is not None
+    }
+
+
+def _stage_component(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise ValueError(f"{source} is missing, which {MODEL_INDEX} beside it names: save the pipeline again.")
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.suffix in PICKLES:
+            raise ValueError(
+                f"{path} is a pickle, and only safetensors are pushed: save the pipeline again, or delete the file if its "
+                "weights are there as safetensors, too."
+            )
+        if path.suffix == ".safetensors":
+            check_weights(path)
+            _link(path, target / path.name)
+        elif path.suffix in SETTINGS:
+            shutil.copy(path, target)
+    for index in target.glob("*.safetensors.index*.json"):
+        for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
+            if not (target / name).exists():
+                raise ValueError(
+                    f"{source / name} is missing, a shard that {index.name} names: save the pipeline again."
+                )
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    target.symlink_to(source.resolve())
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, no JSON ({error}): save it again.") from error
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin")) or bool(re.search(r"\.index(\.\w+)?\.json$", name))
