@@ -111,7 +111,7 @@ def draw(families: dict[str, dict], path: Path) -> None:
             for variant, points in figures["curves"].items():
                 if name in points[0]:
                     draw_curve(axis, figures["base"].get(name), points, name, variant)
-            if name in figures["null"]:
+            if figures["null"].get(name) is not None:
                 axis.axhline(figures["null"][name], color="black", linewidth=0.8, linestyle=":")
             axis.set_title(f"{family}: {name.replace('_', ' ')}", fontsize=8)
             axis.tick_params(labelsize=7)

@@ -14,7 +14,7 @@ import small_models
 import torch
 
 from diffusers_jdm import CogVideoXJDMPipeline, inflate
-from diffusers_jdm.evaluation import benchmark_export, commands
+from diffusers_jdm.evaluation import benchmark_commands, benchmark_export
 from diffusers_jdm.evaluation.benchmark_export import ExportSettings, export_videos
 from diffusers_jdm.evaluation.export_manifest import Video
 
@@ -55,8 +55,8 @@ def whole(joint, prompts, tmp_path_factory):
 def parse(*arguments) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers()
-    commands.add_export_vbench_verb(verbs)
-    commands.add_export_compbench_verb(verbs)
+    benchmark_commands.add_export_vbench_verb(verbs)
+    benchmark_commands.add_export_compbench_verb(verbs)
     return parser.parse_args([str(argument) for argument in arguments])
 
 

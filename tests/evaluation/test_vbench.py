@@ -193,7 +193,7 @@ OF_FLAGS = vbench_videos(dimensions=["scene", "color"], limit=2, videos_per_prom
 # Arguments: a log of the videos that are begun, the checkpoint, two folders, flags.
 TWO_PROCESSES = """
 import argparse, sys, time
-from diffusers_jdm.evaluation import benchmark_export, commands
+from diffusers_jdm.evaluation import benchmark_commands, benchmark_export
 
 generate = benchmark_export.generate
 def logged(pipe, video, call):
@@ -205,7 +205,7 @@ def logged(pipe, video, call):
 benchmark_export.generate = logged
 benchmark_export.PartialState.destroy_process_group = lambda *args: None  # the second folder needs it, too
 parser = argparse.ArgumentParser()
-commands.add_export_vbench_verb(parser.add_subparsers())
+benchmark_commands.add_export_vbench_verb(parser.add_subparsers())
 for out, pause in ((sys.argv[3], 0.0), (sys.argv[4], 1.0)):
     arguments = parser.parse_args(["export-vbench", sys.argv[2], out, *sys.argv[5:]])
     arguments.run(arguments)

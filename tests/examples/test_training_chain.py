@@ -47,12 +47,13 @@ def make_joint(folder, family, *precompute):
 
 
 def add_roles(folder):
-    """Two steps with roles from the joint model, and two of its mask decoder."""
-    flags = ["--pretrained_model_name_or_path", folder / "joint", "--train_data_dir", folder / "jdm_latents"]
-    flags += ["--output_dir", folder / "roles", "--segment_probability", 0.4, "--layout_probability", 0.4]
-    flags += ["--train_batch_size", 2, "--max_train_steps", 2, "--logging_steps", 1, "--disable_vae_tiling"]
-    run("train_scripts/train_jdm_cogvideox.py", *flags)
-    flags = ["--pretrained_model_name_or_path", folder / "roles", "--train_data_dir", folder / "dataset"]
+    """A step with roles from the joint model, another one from there, and two of its mask decoder."""
+    for start, end in (("joint", "roles"), ("roles", "roles_longer")):
+        flags = ["--pretrained_model_name_or_path", folder / start, "--train_data_dir", folder / "jdm_latents"]
+        flags += ["--output_dir", folder / end, "--segment_probability", 0.4, "--layout_probability", 0.4]
+        flags += ["--train_batch_size", 2, "--max_train_steps", 1, "--logging_steps", 1, "--disable_vae_tiling"]
+        run("train_scripts/train_jdm_cogvideox.py", *flags)
+    flags = ["--pretrained_model_name_or_path", folder / "roles_longer", "--train_data_dir", folder / "dataset"]
     flags += ["--output_dir", folder / "mask_decoder", "--max_train_steps", 2, "--train_batch_size", 2]
     flags += ["--hidden_channels", 8, "--num_layers", 1, "--heldout_samples", 1, "--pool_size", 4]
     run("train_scripts/train_mask_decoder.py", *flags, "--disable_vae_tiling")
@@ -108,7 +109,8 @@ def test_what_is_shipped_is_measured_and_its_card_says_so(out):
     run("examples/shapes/ship.py", *ship)
     assert "None were measured" in (out / "shipped/joint/README.md").read_text()
     assert {path.name for path in (out / "shipped/logs").iterdir()} == {
-        "vae.jsonl", "text_encoder.jsonl", "base.jsonl", "joint.jsonl", "roles.jsonl", "mask_decoder.jsonl",
+        "vae.jsonl", "text_encoder.jsonl", "base.jsonl", "joint.jsonl", "roles.jsonl", "roles_longer.jsonl",
+        "mask_decoder.jsonl",
     }  # fmt: skip
     sampling = ["--n_prompts", 2, "--num_inference_steps", 2]
     run("benchmarks/bench_roles.py", "--joint", out / "shipped/joint", *sampling, cwd=out)

@@ -1,6 +1,7 @@
 """Every ModelScope stage of examples/shapes/train.sh once, in very small, from nothing to a joint pipeline in the repo."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,15 +62,27 @@ def test_labels_tell_what_has_been_read(out, monkeypatch):
     from train_text_encoder_modelscope import token_labels
 
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    sample = "a video of a red cross moving up", ["a red cross moving up"], [("red", "cross", "moving up")]
+    sample = "a video of a red cross moving up", ["a red cross moving up"], [("red", "cross", "moving up", None)]
     assert token_labels(tokenizer, *sample)[4:10].tolist() == [
-        [-1, -1, -1, -1],  # a
-        [0, -1, -1, 0],  # red
-        [0, 3, -1, 0],  # cross
-        [0, 3, -1, 0],  # moving
-        [0, 3, 2, 0],  # up
-        [-1, -1, -1, -1],  # the end
+        [-1, -1, -1, -1, -1],  # a
+        [0, -1, -1, -1, 0],  # red
+        [0, 3, -1, -1, 0],  # cross
+        [0, 3, -1, -1, 0],  # moving
+        [0, 3, 2, -1, 0],  # up
+        [-1, -1, -1, -1, -1],  # the end
     ]
+
+
+def test_only_the_second_object_can_know_where_it_stands(monkeypatch):
+    monkeypatch.syspath_prepend("examples/shapes")
+    from train_text_encoder_modelscope import token_labels
+
+    def words(text, add_special_tokens):  # a token a word
+        return SimpleNamespace(input_ids=text.split())
+
+    attributes = [("red", "cross", None, "above"), ("blue", "circle", None, "below")]
+    labels = token_labels(words, "a red cross above a blue circle", ["a red cross", "a blue circle"], attributes)
+    assert labels[1:8, 3].tolist() == [-1, -1, -1, -1, -1, -1, 3]
 
 
 def test_the_joint_one_is_shipped_and_measured(out):
