@@ -18,8 +18,7 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
+from diffusers_jdm.evaluation.json_file import write_json
 from diffusers_jdm.evaluation.shapes_evaluation import look_at
 from diffusers_jdm.evaluation.shapes_suite import all_prompts, ceiling, score_groups, shuffled
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
@@ -156,13 +155,10 @@ def score_base(args) -> None:
     pipe = DiffusionPipeline.from_pretrained(family / "base" / "pipeline")
     scores = score_pipeline(pipe, args, args.final_prompts)
     scores["ceiling"] = ceiling(all_prompts(args.final_prompts, PROMPT_SEED), PROMPT_SEED, NUM_FRAMES[args.family])
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(scores, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, scores)
 
 
 def main(args):
-    torch.set_grad_enabled(True)
     score_base(args)
     for seed in args.seeds:
         for variant in args.variants:

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from run import BACKBONES, VARIANTS, read_curve
 
+from diffusers_jdm.evaluation.json_file import write_json
 from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS
 
 matplotlib.use("Agg")
@@ -158,9 +159,7 @@ def main(args):
     report["versions"] = {name: version(name) for name in ("diffusers-jdm", "diffusers", "torch")}
     report["machine"] = {"platform": platform.platform(), "cores": os.cpu_count()}
     output = Path(args.output or root / "ablation.json")
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(output)
+    write_json(output, report)
     picture = Path(args.picture or root / "ablation.png")
     draw(families, picture)
     for family, figures in families.items():
