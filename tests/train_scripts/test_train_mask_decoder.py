@@ -72,6 +72,7 @@ def test_it_learns_the_shipped_vae(training_set, tmp_path):
     flags += ["--hidden_channels", 32, "--num_layers", 2, "--pool_size", 24, "--train_batch_size", 8]
     flags += ["--max_train_steps", 160, "--validation_steps", 10, "--lr_warmup_steps", 5, "--learning_rate", 5e-3]
     log = train(ROOT / "examples/shapes/joint", training_set, tmp_path, *flags)
+    assert log[-1]["loss"] < 0.75 * log[0]["loss"]
     assert log[-1]["iou"] > 0.7 > log[0]["iou"]
 
 
