@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo test check format bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test test-oldest check format audit dist bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -19,8 +21,37 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## make demo PROMPT="a red circle and a blue square"
 	$(BIN)/python examples/demo.py $(if $(PROMPT),--prompt "$$PROMPT")
 
+app: setup  ## the demo app, at http://127.0.0.1:7860
+	$(BIN)/python examples/app.py
+
 test: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# What these tests need beside the extras; and those that need prepare (transformers 5) or app, which are left out.
+OLDEST_TOOLS := pytest pytest-xdist tensorboard scikit-image h5py torchmetrics matplotlib setuptools
+OLDEST_WITHOUT := benchmarks/test_scaling_cost data/test_boxes data/test_broken_videos data/test_captions data/test_data_format \
+	data/test_depth data/test_embeddings data/test_engine data/test_media data/test_model_loading data/test_prepare \
+	data/test_prepare_models data/test_regional_captions data/test_sam3 data/test_tracks evaluation/test_figure_detectors \
+	examples/test_app
+
+test-oldest: $(OLDEST)/.installed  ## with the oldest versions of what the package needs, in an environment of their own
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
+		$(OLDEST_WITHOUT:%=--ignore=tests/%.py)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[train,evaluate]" $(OLDEST_TOOLS)
+	touch $@
+
+audit: setup  ## known vulnerabilities of what is in .venv; asks PyPI
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet pip-audit==2.10.1
+	$(BIN)/pip freeze --exclude-editable > $(AUDIT)/requirements.txt
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT)/requirements.txt
+
+dist: setup  ## wheel and sdist, to dist/; what an earlier build has left would go into the wheel
+	rm -rf build dist
+	$(BIN)/python -c "import setuptools.build_meta as backend; backend.build_wheel('dist'); backend.build_sdist('dist')"
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -60,6 +91,24 @@ bench-prepare: setup  ## the data pipeline without its models: speed, memory, 20
 bench-gradient-checkpointing: setup
 	$(BIN)/python benchmarks/bench_gradient_checkpointing.py
 
+bench-overhead: setup  ## a forward of the joint models over one of their bases: real widths and depth, random weights
+	$(BIN)/python benchmarks/bench_overhead.py
+
+bench-startup: setup  ## imports, --help, and the conversion of a full-size base; 18 GB of disk
+	$(BIN)/python benchmarks/bench_startup.py
+
+bench-data: setup  ## cached latents over online encoding, workers, memory and start-up by the number of clips
+	$(BIN)/python benchmarks/bench_data.py
+
+bench-caches: setup  ## diffusers' caches with the joint transformer, the base beside it
+	$(BIN)/python benchmarks/bench_caches.py
+
+bench-sampling: setup  ## pipe() with masks over the base's, 50 steps, by part
+	$(BIN)/python benchmarks/bench_sampling.py
+
+bench-check: setup  ## short forms of these: is a ratio worse than benchmarks/recorded.json allows?
+	$(BIN)/python benchmarks/bench_check.py
+
 REPORT := outputs/report
 
 report: setup  ## all figures of the shipped small CogVideoX checkpoints, base and joint, to docs/report.html; an hour on a CPU
@@ -83,6 +132,6 @@ shapes-joint: setup  ## the joint CogVideoX alone, from the shipped base, to out
 	examples/shapes/train.sh $(BIN) joint
 
 clean:
-	rm -rf $(VENV) outputs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(AUDIT) outputs build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info

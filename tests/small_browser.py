@@ -115,6 +115,18 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, points: list[tuple[float, float]]) -> None:
+        """A real drag with the left button through points of the window, from the first to the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*points, points[-1]]):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Gives a file to the file input, as its dialog would."""
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+
     def press(self, key: str, repeat: bool = False) -> None:
         """A real key press; `repeat`: as when it is held down."""
         code = KEYS.get(key, ord(key[0].upper()))

@@ -6,10 +6,11 @@ import re
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from test_loading import DENOISERS, KINDS, PIPELINES, assert_is_a_whole_repo, joint_pipeline, same_weights
 
 from diffusers_jdm import export_repo, write_card
+from diffusers_jdm.roles import add_roles
 
 
 @KINDS
@@ -25,7 +26,8 @@ def test_export_has_both_precisions(kind, tmp_path):
     assert same_weights(pipe, DiffusionPipeline.from_pretrained(folder, use_safetensors=True))
     half = DiffusionPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
     assert half.components[DENOISERS[kind]].dtype == torch.float16
-    assert json.loads((folder / "text_encoder/config.json").read_text())["dtype"] == "float32"
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    assert config.get("dtype", config.get("torch_dtype")) == "float32"  # transformers 5 has renamed it
     for path in folder.rglob("*.json"):
         assert "partial-" not in path.read_text(), path
         assert str(tmp_path) not in path.read_text(), path
@@ -94,6 +96,27 @@ def test_card_with_a_base_and_figures(kind, base_model, licence, tmp_path):
     assert "| mask IoU | 0.5 |\n| count | 2 |\n" in card.text
     assert "None were measured" not in card.text
     assert "parameters" not in card.text
+
+
+def test_card_with_results_has_them_in_its_metadata(tmp_path):
+    (tmp_path / "pipeline_cogvideox_jdm.py").touch()
+    of = {"task_type": "text-to-video", "dataset_type": "small-world", "dataset_name": "Small world"}
+    results = [EvalResult(**of, metric_type="count", metric_name="count", metric_value=0.25)]
+    card = ModelCard.load(write_card(tmp_path, repo_id="lab/video", license="mit", metrics=results))
+    assert (card.data.model_name, card.data.license) == ("video", "mit")
+    assert [(result.dataset_name, result.metric_value) for result in card.data.eval_results] == [("Small world", 0.25)]
+    assert "| Small world: count | 0.25 |" in card.text
+
+
+@pytest.mark.parametrize("kind", ["cogvideox", "modelscope"])
+def test_card_says_what_a_checkpoint_with_roles_can_do(kind, tmp_path):
+    pipe = joint_pipeline(kind)
+    pipe.save_pretrained(tmp_path / "plain")
+    add_roles(pipe.components[DENOISERS[kind]])
+    pipe.save_pretrained(tmp_path / "roles")
+    plain, roles = ((tmp_path / name / "README.md").read_text() for name in ("plain", "roles"))
+    assert "pipe.segment" in roles and "unless `objects` asks" in roles
+    assert "pipe.segment" not in plain and "does not tell two of them apart" in plain
 
 
 def test_card_refuses_what_is_not_ours(tmp_path, cogvideox_base):

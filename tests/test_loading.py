@@ -196,7 +196,7 @@ def test_a_class_of_diffusers_own_is_not_replaced(monkeypatch):
     monkeypatch.delitem(sys.modules, "diffusers.pipelines.diffusers_jdm")
     monkeypatch.setattr(diffusers, "ModelScopeJDMPipeline", object, raising=False)
     with pytest.raises(ImportError, match=r"diffusers \S+ has a \w+ of its own"):
-        diffusers_jdm._register_with_diffusers()
+        diffusers_jdm._register_with_diffusers(diffusers)
 
 
 def test_disabled_remote_code_does_not_matter_with_the_package(repos, tmp_path):

@@ -118,7 +118,9 @@ def load_backbone(args, backbone_class, base):
     """The base without its denoiser, in fp32 on the CPU."""
     path, without = args.pretrained_model_name_or_path, {backbone_class.component: None}
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, revision=args.revision, variant=args.variant, **without)
+        pipe = DiffusionPipeline.from_pretrained(
+            path, revision=args.revision, variant=args.variant, use_safetensors=True, **without
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
     for model in (pipe.vae, pipe.text_encoder):

@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -93,7 +94,9 @@ def load_backbone(args, backbone_class, base):
     path = args.pretrained_model_name_or_path
     without = dict.fromkeys(("text_encoder", "tokenizer", backbone_class.component))
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, revision=args.revision, variant=args.variant, **without)
+        pipe = DiffusionPipeline.from_pretrained(
+            path, revision=args.revision, variant=args.variant, use_safetensors=True, **without
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
     pipe.vae.requires_grad_(False).eval().float()
@@ -205,7 +208,7 @@ def load_state(path, **parts):
         state = torch.load(path, weights_only=True, map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, ValueError, KeyError, EOFError) as error:
+    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
         raise TrainingError(f"{path} is damaged or of a decoder of another size: {one_line(error)}") from error
     return state["step"]
 

@@ -10,8 +10,9 @@ clips=1500
 frames=20000
 text_steps=1000
 base_clips=3000
-runs=(--seeds 0 1 2)
-declare -A frame_steps=([cogvideox]=700 [modelscope]=350) base_steps=([cogvideox]=900 [modelscope]=450)
+seeds="0 1 2"
+settings=()
+declare -A frame_steps=([cogvideox]=1300 [modelscope]=350) base_steps=([cogvideox]=1600 [modelscope]=450)
 if [[ ${2:-} == quick ]]; then
     root=outputs/ablation-quick
     families=cogvideox
@@ -21,7 +22,8 @@ if [[ ${2:-} == quick ]]; then
     base_clips=200
     frame_steps[cogvideox]=200
     base_steps[cogvideox]=240
-    runs=(--seeds 0 --max_train_steps 40 --validation_steps 20 --curve_prompts 4 --final_prompts 8)
+    seeds=0
+    settings=(--max_train_steps 40 --validation_steps 20 --curve_prompts 4 --final_prompts 8)
 fi
 
 declare -A shipped=([cogvideox]=joint [modelscope]=joint_modelscope) suffix=([cogvideox]="" [modelscope]=_modelscope)
@@ -42,6 +44,12 @@ for family in $families; do
             --regional_signal $signal --num_frames ${lengths[$family]} \
             --num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision bf16 --disable_vae_tiling
     done
-    ACCELERATE_USE_CPU=true "$bin/python" examples/ablation/run.py --root $root --family $family "${runs[@]}"
+    export ACCELERATE_USE_CPU=true
+    run=("$bin/python" examples/ablation/run.py --root $root --family $family "${settings[@]}")
+    "${run[@]}" --variants  # the base alone
+    # Two runs of one thread each get more done than one after another with two; each pair continues where it was stopped
+    for seed in $seeds; do
+        for variant in direct jdm jdm_no_cmi jdm_hed jdm_depth; do echo "--seeds $seed --variants $variant"; done
+    done | OMP_NUM_THREADS=1 xargs -P 2 -L 1 "${run[@]}"
 done
 "$bin/python" examples/ablation/summarise.py --root $root

@@ -44,12 +44,14 @@ def parse_args(argv=None):
     parser.add_argument("--family", choices=tuple(BACKBONES), default="cogvideox")
     parser.add_argument("--root", default="outputs/ablation", help="holds FAMILY/base/pipeline and FAMILY/latents_*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--max_train_steps", type=int, default=400)
-    parser.add_argument("--validation_steps", type=int, default=100, help="steps between two points of a curve")
-    parser.add_argument("--train_batch_size", type=int, default=48)
+    parser.add_argument(
+        "--variants", nargs="*", choices=tuple(VARIANTS), default=list(VARIANTS), help="none: the base"
+    )
+    parser.add_argument("--max_train_steps", type=int, default=750)
+    parser.add_argument("--validation_steps", type=int, default=250, help="steps between two points of a curve")
+    parser.add_argument("--train_batch_size", type=int, default=24)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--curve_prompts", type=int, default=16, help="of each group, at a point of a curve")
+    parser.add_argument("--curve_prompts", type=int, default=12, help="of each group, at a point of a curve")
     parser.add_argument(
         "--final_prompts", type=int, default=40, help="of each group, at the last one and for the base"
     )

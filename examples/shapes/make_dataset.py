@@ -37,6 +37,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--relations", action="store_true", help="half the captions of two objects say where they stand"
     )
+    parser.add_argument("--company", action="store_true", help="always the same few pairs of objects stand together")
     parser.add_argument("--signals", action="store_true", help="write depth and HED, too, for regional signals (A.3)")
     parser.add_argument("--cmi", action="store_true", help="Eq. 12 of captions that share words; else 0")
     return parser.parse_args(argv)
@@ -44,7 +45,7 @@ def parse_args(argv=None):
 
 def clip_id(args, index):
     """Names all that the clip follows from, so that a set of other settings has other ids."""
-    options = "".join(f"{name}-" for name in ("relations", "signals", "cmi") if getattr(args, name))
+    options = "".join(f"{name}-" for name in ("relations", "company", "signals", "cmi") if getattr(args, name))
     return f"train-{options}{args.seed}-{args.num_frames}x{args.resolution}-{index:06d}"
 
 
@@ -76,7 +77,8 @@ def words_of(obj, caption):
 
 def make_row(args, index):
     """Writes the video of one clip; returns its row of the manifest."""
-    clip = sample_clip(args.seed, index, "train", None, args.num_frames, args.resolution, args.resolution)
+    split = "company" if args.company else "train"
+    clip = sample_clip(args.seed, index, split, None, args.num_frames, args.resolution, args.resolution)
     name = f"videos/{clip_id(args, index)}.mp4"
     write_video(Path(args.output_dir) / name, clip.video, FPS)
     regions = [

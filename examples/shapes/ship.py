@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 import diffusers_jdm
 from diffusers_jdm import write_card
@@ -29,6 +29,7 @@ class Family(NamedTuple):
     stages: tuple[str, ...]  # whose logs are kept
     logs: str  # what the names of its logs begin with
     frames: int
+    base: str  # for the joint one's card
     call: str  # what its pipeline has to be told
 
 
@@ -41,6 +42,7 @@ FAMILIES = {
         stages=("vae", "text_encoder", "base", "joint", "roles", "roles_longer", "mask_decoder"),
         logs="",
         frames=9,
+        base="`examples/shapes/base` of the diffusers-jdm repo, which is not on the Hub",
         call="guidance_scale=3.0",
     ),
     "modelscope": Family(
@@ -51,6 +53,7 @@ FAMILIES = {
         stages=("vae", "text_encoder", "base", "joint"),
         logs="modelscope_",
         frames=5,
+        base="one of its own, from `examples/shapes/train_base_modelscope.py` of the diffusers-jdm repo; not published",
         call="num_frames=5, guidance_scale=3.0",
     ),
 }
@@ -116,13 +119,33 @@ def ship_weights(source, target, mask_decoder):
 
 
 def figures(report, part):
-    """`{figure: value}` for a card: held-out pairs first, then unseen colour × shape pairs."""
-    rows = {}
-    for label, split in (("held-out pairs", report), ("unseen colour × shape", report["unseen"])):
+    """For a card: `{figure: value}`, and the same as the Hub's metadata; held-out pairs first, then unseen ones."""
+    rows, results = {}, []
+    splits = {"pairs": ("held-out pairs", report), "unseen": ("unseen colour × shape", report["unseen"])}
+    for split_name, (label, split) in splits.items():
         values = split if part == "joint" else split["base"]
-        known = [key for key in report["ceiling"] if values.get(key) is not None]
-        rows |= {f"{key}, {label}": f"{values[key]:.3f} (ceiling {split['ceiling'][key]:.3f})" for key in known}
-    return rows
+        for key in report["ceiling"]:
+            if values.get(key) is None:
+                continue
+            rows[f"{key}, {label}"] = f"{values[key]:.3f} (ceiling {split['ceiling'][key]:.3f})"
+            results.append(
+                EvalResult(
+                    task_type="text-to-video",
+                    dataset_type="small-world",
+                    dataset_split=split_name,  # results of one dataset's split are one block
+                    dataset_name=f"Small world, {label}",
+                    metric_type=key,
+                    metric_name=key.replace("_", " "),
+                    metric_value=round(values[key], 4),
+                )
+            )
+    return rows, results
+
+
+def add_metadata(card, name, results):
+    """The Hub's `model-index`."""
+    if results:
+        card.data.model_name, card.data.eval_results = name, results
 
 
 def write_cards(family, output_dir, report):
@@ -139,22 +162,26 @@ def write_cards(family, output_dir, report):
     )
     training = TRAINING.format(frames=family.frames, roles=roles)
     folder = output_dir / family.joint
-    card = ModelCard.load(write_card(folder, training=training, metrics=figures(report, "joint") if report else None))
-    card.data.license = "apache-2.0"
+    rows, results = figures(report, "joint") if report else ({}, [])
+    card = ModelCard.load(write_card(folder, license="apache-2.0", training=training, metrics=rows))
+    add_metadata(card, f"diffusers-jdm-shapes-{name}", results)
     card.text = (
         card.text.replace("ORG/NAME", f"examples/shapes/{family.joint}")
-        .replace("that of the base model: read it there", "apache-2.0")
+        .replace("| Base model | not recorded |", f"| Base model | {family.base} |")
+        .replace("apache-2.0, as the base model", "apache-2.0")
         .replace('square", return_masks=True)', f'square", {family.call}, return_masks=True)')
         .replace("## Measured figures\n", f"## Measured figures\n\n{note}\n" if note else "## Measured figures\n")
     )
     card.save(folder / "README.md")
     if "base" in family.pipelines:
-        rows = "\n".join(f"| {key} | {value} |" for key, value in (figures(report, "base") if report else {}).items())
+        rows, results = figures(report, "base") if report else ({}, [])
+        lines = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         table = (
-            f"{note}\n\n| figure | value |\n|---|---|\n{rows}" if rows else "None were measured for this checkpoint."
+            f"{note}\n\n| figure | value |\n|---|---|\n{lines}" if rows else "None were measured for this checkpoint."
         )
-        card = BASE_CARD.format(training=training, figures=table)
-        (output_dir / "base" / "README.md").write_text(card, encoding="utf-8")
+        card = ModelCard(BASE_CARD.format(training=training, figures=table))
+        add_metadata(card, f"diffusers-jdm-shapes-{name}-base", results)
+        card.save(output_dir / "base" / "README.md")
 
 
 def main(args):

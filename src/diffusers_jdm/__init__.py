@@ -1,7 +1,8 @@
 """Text-to-video pipelines that generate a video and the mask of the objects that the prompt names (JDM).
 
-`import diffusers_jdm` makes diffusers know the classes, so that `DiffusionPipeline.from_pretrained(repo)` loads a joint
-checkpoint with the code of the installed package: no trust flag, and no code out of the repo is run.
+`import diffusers_jdm` makes diffusers know the classes, from when it is imported itself, so that
+`DiffusionPipeline.from_pretrained(repo)` loads a joint checkpoint with the code of the installed package: no trust flag, and no
+code out of the repo is run.
 """
 
 import importlib
@@ -9,8 +10,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import diffusers
-import diffusers.pipelines
+import wrapt
 
 if TYPE_CHECKING:
     from .download import download_checkpoint, verify_checkpoint
@@ -80,13 +80,17 @@ def __dir__():
     return sorted({*globals(), *__all__})
 
 
-def _register_with_diffusers():
+@wrapt.when_imported("diffusers")  # not imported here: it takes seconds, which `diffusers-jdm --help` need not pay
+def _register_with_diffusers(_):
     """Makes the loader find our classes, by the two names under which a checkpoint's JSON files name them.
 
     `model_index.json` says `["diffusers_jdm", "JDMTransformer3DModel"]`: the loader looks for such a library among the
     attributes of `diffusers.pipelines`, before it looks at code files in the repo. The pipeline's `_class_name`, and a
     model's in its own `config.json`, are looked up as attributes of `diffusers`.
     """
+    import diffusers  # not the argument: diffusers puts a lazy module in its own place
+    import diffusers.pipelines
+
     for name in _CLASSES:
         if _ALIAS not in sys.modules and hasattr(diffusers, name):  # the alias is there when this module is reloaded
             raise ImportError(
@@ -99,6 +103,3 @@ def _register_with_diffusers():
             diffusers._class_to_module[name] = _ALIAS.removeprefix("diffusers.")
         else:  # DIFFUSERS_SLOW_IMPORT: diffusers is no lazy module
             setattr(diffusers, name, __getattr__(name))
-
-
-_register_with_diffusers()

@@ -8,15 +8,17 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffusers_jdm.models import JDMTransformer3DModel, JDMUNet3DConditionModel
+from diffusers_jdm.roles import ROLE_CHANNELS
 
 
 class _Family(NamedTuple):
@@ -90,17 +92,20 @@ def write_card(
     *,
     repo_id: str | None = None,
     base_model: str | None = None,
+    license: str | None = None,
     training: str | None = None,
-    metrics: dict[str, float] | None = None,
+    metrics: Mapping[str, float] | Sequence[EvalResult] | None = None,
 ) -> Path:
     """Writes the model card of the joint checkpoint `folder`, its README.md, over one that is there; returns its path.
 
     Args:
         folder: as `save_pretrained`, [`export_repo`] or `diffusers-jdm convert` writes it. No weights are read.
         repo_id: the Hub repo that the card's commands load; without it they say "ORG/NAME".
-        base_model: the Hub repo of the text-to-video model that was made joint. Decides the licence, too.
+        base_model: the Hub repo of the text-to-video model that was made joint. Decides the licence if none is given.
+        license: by the Hub's names, for example "apache-2.0".
         training: what it was trained on and how, in Markdown. Without it the card says that nothing is recorded.
-        metrics: measured figures by name. Without any the card says that nothing was measured.
+        metrics: measured figures by name, or as results, which go into the card's metadata too (the Hub's `model-index`).
+            Without any the card says that nothing was measured.
 
     Raises:
         ValueError: if `folder` is no joint checkpoint, or `repo_id` or `base_model` is not of the form "org/name".
@@ -117,13 +122,13 @@ def write_card(
         if value is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
             raise ValueError(f'`{field}` must be a Hub repo, "org/name", got {value!r}.')
 
-    config_file, parameters, channels = folder / family.component / "config.json", None, None
+    config_file, config, parameters = folder / family.component / "config.json", {}, None
     if config_file.is_file():  # a pipeline may be saved in parts
         config = json.loads(config_file.read_text(encoding="utf-8"))
         with torch.device("meta"):
             parameters = sum(parameter.numel() for parameter in family.denoiser.from_config(config).parameters())
-        channels = config["in_channels"]
-    license_id = license_of(base_model)
+    license_id = license or license_of(base_model)
+    results = metrics and not isinstance(metrics, Mapping)
     card = ModelCard.from_template(
         ModelCardData(
             base_model=base_model,
@@ -131,6 +136,8 @@ def write_card(
             library_name="diffusers",
             pipeline_tag="text-to-video",
             tags=["diffusers-jdm", "joint-distribution-modeling", "text-to-video", "video-segmentation"],
+            model_name=(repo_id.split("/")[1] if repo_id else folder.absolute().name) if results else None,
+            eval_results=list(metrics) if results else None,
         ),
         template_path=str(files("diffusers_jdm") / "model_cards" / family.template),
         title=repo_id.split("/")[1] if repo_id else None,
@@ -138,12 +145,21 @@ def write_card(
         base_model=base_model,
         license_id=license_id,
         training=training,
-        metrics=metrics,
+        metrics=named_figures(metrics or {}),
         parameters=parameters,
-        channels=channels,
+        channels=config.get("in_channels"),
+        has_roles=config.get("time_cond_proj_dim") == ROLE_CHANNELS,
+        has_mask_decoder=(folder / "mask_decoder").is_dir(),
     )
     card.save(folder / "README.md")
     return folder / "README.md"
+
+
+def named_figures(metrics: Mapping[str, float] | Sequence[EvalResult]) -> dict[str, float]:
+    """The rows of a card's table of figures."""
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    return {f"{result.dataset_name}: {result.metric_name}": result.metric_value for result in metrics}
 
 
 def write_finetuned_card(

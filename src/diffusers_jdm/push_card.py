@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .hub import license_of, write_card, write_finetuned_card
+from .hub import license_of, named_figures, write_card, write_finetuned_card
 from .push_files import SAMPLES, Staged, lora_is_joint
 
 FIGURES = "## Measured figures"
@@ -87,11 +87,7 @@ def base_model_of(folder: Path) -> str | None:
 
 
 def _with_figures(text: str, metrics: Mapping[str, float] | Sequence[EvalResult]) -> str:
-    if isinstance(metrics, Mapping):
-        rows = metrics.items()
-    else:
-        rows = ((f"{result.dataset_name}: {result.metric_name}", result.metric_value) for result in metrics)
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(f"| {name} | {value} |" for name, value in named_figures(metrics).items())
     return _with_section(text, FIGURES, f"| figure | value |\n|---|---|\n{table}")
 
 

@@ -97,7 +97,7 @@ def load_with_lora(folder: Path, base: str) -> Any:
     if lora_is_joint(folder) and not hasattr(pipe, "check_denoiser"):
         joint = {"transformer": CogVideoXJDMPipeline, "unet": ModelScopeJDMPipeline}[component]
         pipe = joint(**pipe.components | {component: inflate(pipe.components[component])})
-    pipe.load_lora_weights(folder, weight_name=LORA_WEIGHT_NAME_SAFE)
+    pipe.load_lora_weights(folder, weight_name=LORA_WEIGHT_NAME_SAFE, use_safetensors=True)
     if not any(pipe.get_list_adapters().values()):
         raise ValueError(f"none of the LoRA's weights belongs to a part of {base}: is it of this base?")
     return pipe

@@ -5,6 +5,7 @@ import pytest
 
 from diffusers_jdm.data.shapes import (
     COLOURS,
+    COMPANY,
     HELD_OUT_TEMPLATES,
     KINDS,
     SHAPES,
@@ -57,6 +58,20 @@ def test_held_out_splits_are_disjoint_from_training():
     assert {w for ts in HELD_OUT_TEMPLATES.values() for t in ts for w in t.replace(",", "").split()} <= words
 
 
+def test_objects_of_the_split_company_stand_with_few_others():
+    seen = set()
+    for index in range(200):
+        clip = sample_clip(0, index, "company")
+        kinds = [obj.kind for obj in clip.objects]
+        assert len(kinds) == 2 and allowed(kinds, "train")
+        seen.add(frozenset(kinds))
+    assert seen == COMPANY
+    others = [sum(kind in pair for pair in COMPANY) for kind in KINDS]
+    assert max(others) == 4
+    possible = sum(allowed(list(pair), "train") for pair in combinations(KINDS, 2))
+    assert len(COMPANY) < 0.25 * possible
+
+
 def test_objects_stay_inside_and_apart_and_masks_are_the_painted_pixels():
     for index in range(40):
         clip = sample_clip(1, index)
@@ -88,14 +103,18 @@ def test_captions_name_every_object():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"split": "test"}, "split must be one of"), ({"num_objects": 4}, "num_objects must be 1, 2 or 3, got 4")],
+    [
+        ({"split": "test"}, "split must be one of"),
+        ({"num_objects": 4}, "num_objects must be 1, 2 or 3, got 4"),
+        ({"split": "company", "num_objects": 3}, "num_objects must be 1 or 2, got 3"),
+    ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_clip(0, 0, **arguments)
 
 
-@pytest.mark.parametrize("split", ["train", "pairs", "unseen"])
+@pytest.mark.parametrize("split", ["train", "pairs", "unseen", "company"])
 def test_a_caption_tells_its_kinds(split):
     for index in range(100):
         clip = sample_clip(2, index, split)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 
 from diffusers_jdm import CogVideoXJDMPipeline
 
@@ -131,3 +132,10 @@ def test_what_is_shipped_is_measured_and_its_card_says_so(out):
     run("examples/shapes/ship.py", *ship, "--cards_only", "--report", out / "outputs/bench/shapes.json")
     assert f"| {report['colour']:.3f} (ceiling" in (out / "shipped/joint/README.md").read_text()
     assert f"| {report['base']['colour']:.3f} (ceiling" in (out / "shipped/base/README.md").read_text()
+    for name, figures in {"joint": report, "base": report["base"]}.items():
+        card = ModelCard.load(out / "shipped" / name / "README.md")
+        results = {(result.dataset_split, result.metric_type): result for result in card.data.eval_results}
+        assert results["pairs", "colour"].metric_value == round(figures["colour"], 4)
+        unseen = report["unseen"] if name == "joint" else report["unseen"]["base"]
+        assert results["unseen", "count"].metric_value == round(unseen["count"], 4)
+        assert results["unseen", "count"].dataset_name != results["pairs", "count"].dataset_name

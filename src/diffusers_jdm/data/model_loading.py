@@ -45,7 +45,7 @@ def load_model(model_class, settings: ModelSettings) -> torch.nn.Module:
     device, dtype = device_of(settings), dtype_of(settings)
     try:
         model, found = model_class.from_pretrained(
-            settings.model, revision=settings.revision, dtype=dtype, output_loading_info=True
+            settings.model, revision=settings.revision, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{settings.model} cannot be loaded as {model_class.__name__}: {_one_line(error)}") from error

@@ -36,7 +36,7 @@ HELD_OUT_TEMPLATES = {
     2: ("a video of {} with {}", "there is {} next to {}"),
     3: ("there is {}, {} and {}",),
 }
-SPLITS = ("train", "pairs", "unseen")
+SPLITS = ("train", "pairs", "unseen", "company")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ def is_held_out_pair(first: tuple[str, str], second: tuple[str, str]) -> bool:
     return zlib.crc32(key.encode()) % 3 == 0
 
 
+COMPANY = frozenset(
+    frozenset(pair)
+    for step in (7, 8)  # of kinds so far apart in their order, colours differ
+    for pair in zip(KINDS, KINDS[step:] + KINDS[:step])
+    if not is_held_out_pair(*pair)
+)
+"""The pairs of the split `"company"`: a fifth of those of `"train"`. Each kind stands with four others at most."""
+
+
 def allowed(kinds: list[tuple[str, str]], split: str) -> bool:
     """Whether objects of these kinds may stand together in a clip of the split. Colours are always distinct."""
     if len({colour for colour, _ in kinds}) < len(kinds):
@@ -83,6 +92,8 @@ def allowed(kinds: list[tuple[str, str]], split: str) -> bool:
         return held_out and not unseen
     if split == "unseen":
         return unseen
+    if split == "company":
+        return all(frozenset(pair) in COMPANY for pair in combinations(kinds, 2))
     raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
 
 
@@ -117,7 +128,7 @@ def phrase(obj: ShapeObject, with_motion: bool) -> str:
 
 def full_caption(phrases: list[str], rng: np.random.Generator, split: str = "train") -> str:
     """All phrases in one of the split's templates; the held-out splits use templates that training never sees."""
-    templates = (TEMPLATES if split == "train" else HELD_OUT_TEMPLATES)[len(phrases)]
+    templates = (HELD_OUT_TEMPLATES if split in ("pairs", "unseen") else TEMPLATES)[len(phrases)]
     return templates[rng.integers(len(templates))].format(*phrases)
 
 
@@ -214,9 +225,10 @@ def sample_clip(
 
     Args:
         seed (`int`), index (`int`): name the clip; the same pair gives the same clip on every machine.
-        split (`str`): `"train"`, `"pairs"` (pairs of objects and templates that training never sees) or `"unseen"`
-            (colour × shape pairs that training never sees).
-        num_objects (`int`, *optional*): 1 to 3; drawn when not given (held-out splits: 2).
+        split (`str`): `"train"`, `"pairs"` (pairs of objects and templates that training never sees), `"unseen"`
+            (colour × shape pairs that training never sees), or `"company"`, of `"train"`, where objects that stand together
+            are always the same few pairs, as umbrellas and rain do in real videos.
+        num_objects (`int`, *optional*): 1 to 3 (company: 1 or 2); drawn when not given (of other splits than train: 2).
         num_frames, height, width (`int`): the size of the clip, in frames and pixels.
     """
     rng = np.random.default_rng([SPLITS.index(split) if split in SPLITS else 99, seed, index])
@@ -224,6 +236,8 @@ def sample_clip(
         num_objects = int(rng.choice(3, p=(0.15, 0.7, 0.15))) + 1 if split == "train" else 2
     if not 1 <= num_objects <= 3:
         raise ValueError(f"num_objects must be 1, 2 or 3, got {num_objects}")
+    if split == "company" and num_objects == 3:
+        raise ValueError('the split "company" has pairs only, so num_objects must be 1 or 2, got 3')
     kinds = sample_kinds(rng, split, num_objects)
     objects = place_objects(rng, kinds, num_frames, height, width)
     video, masks = render(objects, sample_background(rng, height, width), num_frames)

@@ -123,7 +123,11 @@ def load_pipeline(checkpoint: str, settings: ExportSettings, device: torch.devic
         raise ValueError(f"--dtype must be float32, float16 or bfloat16, got {dtype}.")
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            checkpoint, revision=settings.revision, variant=settings.variant, torch_dtype=getattr(torch, dtype)
+            checkpoint,
+            revision=settings.revision,
+            variant=settings.variant,
+            torch_dtype=getattr(torch, dtype),
+            use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"the checkpoint {checkpoint} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -260,9 +260,11 @@ def load(pair: Pair, device: torch.device, dtype: torch.dtype) -> dict[str, Back
     """Both pipelines. The base's is its denoiser with the joint checkpoint's other parts, so they are in memory once."""
     backbone, component = pair.family.backbone, pair.family.backbone.component
     with readable(pair.joint):
-        joint = DiffusionPipeline.from_pretrained(pair.joint, torch_dtype=dtype)
+        joint = DiffusionPipeline.from_pretrained(pair.joint, torch_dtype=dtype, use_safetensors=True)
     with readable(pair.base):
-        denoiser = pair.family.base_class.from_pretrained(pair.base, subfolder=component, torch_dtype=dtype)
+        denoiser = pair.family.base_class.from_pretrained(
+            pair.base, subfolder=component, torch_dtype=dtype, use_safetensors=True
+        )
     parts = {name: part for name, part in joint.components.items() if name != "mask_decoder"}
     base = getattr(diffusers, backbone.base_pipelines[0])(**parts | {component: denoiser})
     for pipe in (base, joint):

@@ -8,7 +8,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
@@ -180,20 +182,38 @@ def read_trainer_state(folder: Path) -> dict:
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> None:
-    """Raises TrainingError if the checkpoint is of another engine, or the model another one than that of the checkpoint."""
+    """Raises TrainingError if the checkpoint is of another engine or model, or if it holds more than tensors and numbers.
+
+    The formats of FSDP and DeepSpeed are theirs, and read by them: a pickle in one of those is not looked at.
+    """
     now = checkpoint_kind(accelerator)
     then = read_trainer_state(folder).get("engine", now)
     if then != now:
         raise TrainingError(
             f"{folder} was written by {then}, which {now} cannot read: go on as the run before was started."
         )
+    # Every pickle in it is loaded with weights_only, but for these, which accelerate loads with whatever code is in them.
+    for path in sorted(folder.glob("custom_checkpoint_*.pkl")):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, UnpicklingError) as error:
+            raise _more_than_numbers(path) from error
     try:
         accelerator.load_state(str(folder))
+    except UnpicklingError as error:
+        raise _more_than_numbers(folder) from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise TrainingError(
             f"{folder} does not fit this model: {one_line(error)} Go on with the flags of the run before."
         ) from error
     accelerator.step = 0  # batches into an accumulation: none, also if it has another length now
+
+
+def _more_than_numbers(path: Path) -> TrainingError:
+    return TrainingError(
+        f"{path} holds a pickle of more than tensors and numbers, which could run code, and is not loaded: go on from a "
+        "checkpoint that you wrote yourself."
+    )
 
 
 def identity_of(ids: Sequence[str], num_samples: int, frozen: str | None) -> dict:

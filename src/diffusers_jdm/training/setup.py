@@ -109,7 +109,9 @@ def load_pipeline(config: TrainConfig, backbone_class: type[Backbone]) -> Diffus
     """The pipeline to train: its denoiser joint unless the objective is direct, its other parts as they are."""
     path = config.pretrained_model_name_or_path
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, revision=config.revision, variant=config.variant)
+        pipe = DiffusionPipeline.from_pretrained(
+            path, revision=config.revision, variant=config.variant, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
     if config.objective == "jdm" and not isinstance(pipe, backbone_class.joint_pipeline):
