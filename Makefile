@@ -25,7 +25,7 @@ app: setup  ## the demo app, at http://127.0.0.1:7860
 	$(BIN)/python examples/app.py
 
 test: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # What these tests need beside the extras; and those that need prepare (transformers 5) or app, which are left out.
 OLDEST_TOOLS := pytest pytest-xdist tensorboard scikit-image h5py torchmetrics matplotlib setuptools
@@ -35,7 +35,7 @@ OLDEST_WITHOUT := benchmarks/test_scaling_cost data/test_boxes data/test_broken_
 	examples/test_app
 
 test-oldest: $(OLDEST)/.installed  ## with the oldest versions of what the package needs, in an environment of their own
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" \
 		$(OLDEST_WITHOUT:%=--ignore=tests/%.py)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt

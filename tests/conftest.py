@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def no_accelerator_is_left_over():
     GradientState._reset_state()
 
 
+LONG = ("train_scripts", "examples", "test_docs.py", "test_push_check.py", "test_hub_http.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, since what a worker begins last should be short; xdist keeps the order of files."""
+    items.sort(key=lambda item: not any(name in item.path.parts for name in LONG))
+
+
 def load_script(name: str):
     """A module of train_scripts/, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "train_scripts" / f"{name}.py")
@@ -37,6 +46,12 @@ def load_script(name: str):
     sys.modules[name] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
+
+
+def free_port() -> int:
+    """For `accelerate launch`, which before 1.7 takes a port of 0 as it is and then waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -47,8 +47,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--variants", nargs="*", choices=tuple(VARIANTS), default=list(VARIANTS), help="none: the base"
     )
-    parser.add_argument("--max_train_steps", type=int, default=750)
-    parser.add_argument("--validation_steps", type=int, default=250, help="steps between two points of a curve")
+    parser.add_argument("--max_train_steps", type=int, default=1500)
+    parser.add_argument("--validation_steps", type=int, default=500, help="steps between two points of a curve")
     parser.add_argument("--train_batch_size", type=int, default=24)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--curve_prompts", type=int, default=12, help="of each group, at a point of a curve")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import small_models
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from diffusers_jdm import CogVideoXJDMPipeline, inflate
 from diffusers_jdm.evaluation import benchmark_export
@@ -239,7 +239,13 @@ def two(joint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "run.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [ROOT / "train_scripts" / "accelerate" / "ddp.yaml", "--num_processes", 2, "--main_process_port", 0]
+    command += [
+        ROOT / "train_scripts" / "accelerate" / "ddp.yaml",
+        "--num_processes",
+        2,
+        "--main_process_port",
+        free_port(),
+    ]
     command += [folder / "run.py", folder / "log.txt", joint, folder / "whole", folder / "killed", *FLAGS.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     with open(folder / "stderr.txt", "w") as stderr:
