@@ -35,7 +35,7 @@ OLDEST_WITHOUT := benchmarks/test_scaling_cost data/test_boxes data/test_broken_
 	examples/test_app
 
 test-oldest: $(OLDEST)/.installed  ## with the oldest versions of what the package needs, in an environment of their own
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" \
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
 		$(OLDEST_WITHOUT:%=--ignore=tests/%.py)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -46,12 +45,6 @@ def load_script(name: str):
     sys.modules[name] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
-
-
-def free_port() -> int:
-    """For `accelerate launch`, which before 1.7 takes a port of 0 as it is and then waits for ever."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, free_port
+from conftest import ROOT
 from diffusers import DiffusionPipeline
 from kills import differences, untimed
 from many_runs import train
@@ -56,7 +56,7 @@ class Runs:
     def launch(self, config: str, environment: dict[str, str]) -> Path:
         path = self.folder / "runs.json"
         path.write_text(json.dumps(self.list))
-        launch(config, ["--num_processes", 2, "--main_process_port", free_port()], path, environment)
+        launch(config, ["--num_processes", 2, "--main_process_port", 0], path, environment)
         return self.folder
 
 
