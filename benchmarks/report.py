@@ -15,11 +15,19 @@ def git_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux; platform.processor() says nothing there
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
+
+
 def write_report(name: str, figures: dict) -> Path:
     report = figures | {
         "versions": {package: version(package) for package in PACKAGES},
         "commit": git_commit(),
-        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {"platform": platform.platform(), "name": processor_name(), "cores": os.cpu_count()},
     }
     path = Path("outputs/bench") / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -161,7 +161,7 @@ class Handler(SmallHandler):
             if name in self.server.repos:
                 self.answer(409, answer | {"error": "You already created this model repo"})
                 return
-            if body[0].get("private"):  # as huggingface_hub 0.36 says it
+            if body[0].get("private"):  # as huggingface_hub 1.5 says it
                 body[0]["visibility"] = "private"
             self.server.repos[name], self.server.refs[name] = body[0], {}
             self.server.commit(name, "main", {})
@@ -240,9 +240,9 @@ class Handler(SmallHandler):
 def take_for_the_hub(hub: Hub, monkeypatch, cache, token: str | None = "hf_good") -> Hub:
     """Makes huggingface_hub, in this process, take `hub` for the real one, with a cache of its own."""
 
-    def post_json(url, body=None, json=None, **options):
-        """For cards, which huggingface_hub 0.36 sends as a form and to huggingface.co, whatever the endpoint."""
-        return get_session().post(url.replace("https://huggingface.co", hub.url), json=json or body, **options)
+    def post(url, **options):
+        """For cards, which huggingface_hub 1.5 sends to huggingface.co, whatever the endpoint."""
+        return get_session().post(url.replace("https://huggingface.co", hub.url), **options)
 
     template = "/{repo_id}/resolve/{revision}/{filename}"
     values = {
@@ -256,8 +256,7 @@ def take_for_the_hub(hub: Hub, monkeypatch, cache, token: str | None = "hf_good"
     for name, value in values.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template, raising=False)
-    monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: SimpleNamespace(post=post_json))
+    monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: SimpleNamespace(post=post))
     monkeypatch.setattr("diffusers.loaders.lora_base.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     if token:

@@ -26,8 +26,7 @@ def test_export_has_both_precisions(kind, tmp_path):
     assert same_weights(pipe, DiffusionPipeline.from_pretrained(folder, use_safetensors=True))
     half = DiffusionPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
     assert half.components[DENOISERS[kind]].dtype == torch.float16
-    config = json.loads((folder / "text_encoder/config.json").read_text())
-    assert config.get("dtype", config.get("torch_dtype")) == "float32"  # transformers 5 has renamed it
+    assert json.loads((folder / "text_encoder/config.json").read_text())["dtype"] == "float32"
     for path in folder.rglob("*.json"):
         assert "partial-" not in path.read_text(), path
         assert str(tmp_path) not in path.read_text(), path

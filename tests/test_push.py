@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import small_models
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, snapshot_download
+from huggingface_hub import EvalResult, ModelCard
 from safetensors.torch import load_file
 from small_hub import Hub, take_for_the_hub
 from test_loading import DENOISERS, ISLANDS, KINDS, PACKAGE, assert_is_a_whole_repo, joint_pipeline
@@ -23,8 +23,6 @@ from diffusers_jdm.push_files import stage, stale, variant_of
 from diffusers_jdm.training.lora import add_lora, save_lora
 
 LORA = "pytorch_lora_weights.safetensors"
-COMPARES = hasattr(HfApi, "verify_repo_checksums")
-needs_checksums = pytest.mark.skipif(not COMPARES, reason="huggingface_hub before 1.1 compares no checksums")
 
 
 @pytest.fixture
@@ -95,7 +93,7 @@ def test_the_checkpoint_and_nothing_beside_it(kind, hub, saved, tmp_path, checks
     assert {path: path.read_bytes() for path in (saved / kind).rglob("*") if path.is_file()} == before
     ((staged, variants, base),) = checks
     assert variants == [None] and base is None and not staged.exists()  # it was a temporary one
-    assert_is_a_whole_repo(Path(snapshot_download("lab/video")), kind)
+    assert_is_a_whole_repo(download_checkpoint("lab/video"), kind)
 
 
 @KINDS
@@ -350,7 +348,7 @@ def test_a_connection_that_is_cut_and_a_push_that_goes_on(hub, folder, monkeypat
     assert set(Counter(hub.uploads).values()) == {1}  # what was there was not sent again
     large = {file.sha256 for file in hub.branch("lab/video").values() if file.lfs}
     assert large == set(hub.uploads) and len(large) > 2
-    assert_is_a_whole_repo(Path(snapshot_download("lab/video")), "modelscope")
+    assert_is_a_whole_repo(download_checkpoint("lab/video"), "modelscope")
 
 
 def test_a_hub_that_takes_no_commit(hub, folder):
@@ -363,7 +361,6 @@ def test_a_hub_that_takes_no_commit(hub, folder):
 # Tampered weights
 
 
-@needs_checksums
 def test_weights_that_were_changed_on_the_way(hub, folder):
     push_checkpoint(folder, "lab/video")
     hub.tamper("lab/video", "unet/diffusion_pytorch_model.safetensors")
@@ -373,7 +370,6 @@ def test_weights_that_were_changed_on_the_way(hub, folder):
         download_checkpoint("lab/video")
 
 
-@needs_checksums
 def test_weights_that_were_changed_on_the_disk(hub, folder, tmp_path):
     commit = push_checkpoint(folder, "lab/video").oid
     copy = shutil.copytree(download_checkpoint("lab/video", revision=commit), tmp_path / "copy")  # follows links
@@ -388,17 +384,6 @@ def test_weights_that_were_changed_on_the_disk(hub, folder, tmp_path):
         verify_checkpoint(copy, "lab/video", revision=commit)
 
 
-@pytest.mark.skipif(COMPARES, reason="of huggingface_hub before 1.1")
-def test_a_client_that_is_too_old_to_compare(hub, folder):
-    push_checkpoint(folder, "lab/video")
-    before = len(hub.requests)
-    for call in (lambda: download_checkpoint("lab/video"), lambda: verify_checkpoint(folder, "lab/video")):
-        with pytest.raises(ValueError, match="huggingface_hub is too old to compare checksums"):
-            call()
-    assert len(hub.requests) == before  # nothing was downloaded first
-
-
-@needs_checksums
 def test_what_cannot_be_downloaded(hub, folder):
     push_checkpoint(folder, "lab/video")
     for name, revision in (("lab/none", None), ("lab/video", "v9")):
@@ -534,6 +519,5 @@ def test_the_commands_and_the_code_of_the_page(hub, folder, tmp_path, monkeypatc
     variables = {}
     exec(filled(lora, "lab/run-5"), variables)
     assert variables["pipe"].get_list_adapters() == {"unet": ["default_0"]}
-    if COMPARES:
-        exec(filled(download, "lab/mine").replace("COMMIT", hub.refs["lab/mine"]["main"]), variables)
-        assert variables["folder"].name == hub.refs["lab/mine"]["main"]
+    exec(filled(download, "lab/mine").replace("COMMIT", hub.refs["lab/mine"]["main"]), variables)
+    assert variables["folder"].name == hub.refs["lab/mine"]["main"]

@@ -336,9 +336,6 @@ def test_a_pickle_that_calls_itself_safetensors(joint, trap, tmp_path, form):
 # On the Hub
 
 
-@pytest.mark.skipif(
-    not hasattr(HfApi, "verify_repo_checksums"), reason="huggingface_hub before 1.1 compares no checksums"
-)
 def test_pickles_are_not_downloaded(joint, trap, tmp_path, monkeypatch):
     hub = take_for_the_hub(Hub(lfs=True), monkeypatch, tmp_path / "cache")
     repo = HfApi(token="hf_good").create_repo("lab/video").repo_id

@@ -49,6 +49,11 @@ def parse_args(description=__doc__, **defaults):
     parser.add_argument(
         "--relations", action="store_true", help="half the captions of two objects say where they stand"
     )
+    parser.add_argument(
+        "--own_words",
+        action="store_true",
+        help="binding is left to the denoiser: a token knows no word of its phrase but its own",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(**defaults)
     return parser.parse_args()
@@ -127,6 +132,21 @@ def token_labels(tokenizer, *sample):
     return labels
 
 
+def own_words(token_labels):
+    """As `token_labels`, but a token knows only the attribute that it says itself, and the number and place of its phrase."""
+
+    def labels_of(tokenizer, caption, *rest):
+        labels = token_labels(tokenizer, caption, *rest)
+        ids = tokenizer(caption, max_length=MAX_TEXT_TOKENS, truncation=True).input_ids
+        words = [token.removeprefix("▁").removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(ids)]
+        for row, word in zip(labels, words):
+            of_its_own = [word in COLOURS, word in SHAPES, word not in ("a", *COLOURS, *SHAPES)]
+            row[:3] = np.where(of_its_own, row[:3], NONE)
+        return labels
+
+    return labels_of
+
+
 def sample_batch(tokenizer, rng, batch_size, token_labels=token_labels, relations=False):
     samples = [sample_caption(rng, relations) for _ in range(batch_size)]
     tokens = tokenizer(
@@ -157,6 +177,8 @@ def build_text_encoder(tokenizer):
 
 
 def main(args, train_tokenizer=train_tokenizer, build_text_encoder=build_text_encoder, token_labels=token_labels):
+    if args.own_words:
+        token_labels = own_words(token_labels)
     torch.manual_seed(args.seed)
     output_dir = Path(args.output_dir)
     if (output_dir / "text_encoder" / "model.safetensors").exists():

@@ -23,10 +23,10 @@ def download_checkpoint(repo_id: str, *, revision: str | None = None, token: str
         revision: branch, tag or, what others cannot change, a full commit hash.
 
     Raises:
-        ValueError: a file differs from the Hub's, or its header is damaged; or huggingface_hub is too old to compare them.
+        ValueError: a file differs from the Hub's, or its header is damaged.
         ConnectionError: the Hub, the repo or the revision is not to be had.
     """
-    api = _api(token)
+    api = HfApi(token=token)
     try:
         commit = api.repo_info(repo_id, revision=revision).sha
         folder = snapshot_download(
@@ -46,10 +46,10 @@ def verify_checkpoint(
     """Compares the files of a local copy with the Hub's hashes; files that only one of the two has do not matter.
 
     Raises:
-        ValueError: a file differs, or its header is damaged; or huggingface_hub is too old to compare them.
+        ValueError: a file differs, or its header is damaged.
         ConnectionError: the Hub is not to be had.
     """
-    api = _api(token)
+    api = HfApi(token=token)
     try:
         found = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
     except Exception as error:
@@ -63,13 +63,3 @@ def verify_checkpoint(
         )
     for path in sorted(Path(folder).rglob("*.safetensors")):
         check_weights(path)
-
-
-def _api(token: str | None) -> HfApi:
-    api = HfApi(token=token)
-    if not hasattr(api, "verify_repo_checksums"):
-        raise ValueError(
-            "huggingface_hub is too old to compare checksums, which 1.1 and transformers 5 can: "
-            "`pip install -U huggingface_hub transformers`."
-        )
-    return api

@@ -1,9 +1,11 @@
 """What diffusers' models can do beside a forward: torch.compile, attention backends and caches; joint ones as their bases."""
 
+import diffusers
 import pytest
 import small_models
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from packaging.version import Version
 from test_gradient_checkpointing import MODELS, call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -70,6 +72,8 @@ def generate(pipe):
 
 @pytest.mark.parametrize("cache", ["first block", "attention broadcast"])
 def test_caches_skip_work_and_leave_nothing_behind(cache):
+    if cache == "first block" and Version(diffusers.__version__) < Version("0.41"):
+        pytest.skip("before diffusers 0.41 it wants a `cache_context`, which our pipeline does not open")
     pipe = joint_pipeline()
     config = FirstBlockCacheConfig(threshold=1e9)  # whatever changes, it is taken from the cache
     if cache == "attention broadcast":

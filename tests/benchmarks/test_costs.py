@@ -1,0 +1,79 @@
+"""The table of `make bench`: every benchmark's ratios, written between two marks of a page whose rest stays."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RATIO = {"ratio": 1.25, "interval": [1.2, 1.3], "lowest": 1.1, "highest": 1.4, "speedup": 1.5}
+PART = {"jdm": 1.011, "two_pass": 2.0, "token_concat": 3.0}
+REPORTS = {
+    "overhead": {
+        f"{family}_{name}": value
+        for family in ("cogvideox", "modelscope")
+        for name, value in {
+            "forward_ratio": 1.002,
+            "forward_interval": [0.999, 1.004],
+            "flops_ratio_at_paper_size": 1.0000719,
+            "peak_memory_ratio": 1.0001,
+        }.items()
+    },
+    "train": {
+        "step_time_ratio": PART,
+        "step_time_interval": {name: [value, value] for name, value in PART.items()},
+        "peak_memory_ratio": PART,
+    },
+    "sampling": {"ratios": {"denoising": RATIO}},
+    "data": {"cache": RATIO},
+    "startup": {"import": RATIO},
+    "caches": {"caches": {"FasterCache, joint": RATIO}},
+}
+
+
+@pytest.fixture
+def costs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import costs
+
+    monkeypatch.chdir(tmp_path)
+    return costs
+
+
+def write_reports():
+    from report import write_report
+
+    for name, figures in REPORTS.items():
+        write_report(name, figures)
+
+
+def test_every_benchmark_has_its_rows(costs, tmp_path):
+    write_reports()
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{costs.BEGIN}old\n{costs.END}\nafter\n")
+    for _ in range(2):  # again: the same
+        costs.main(Namespace(only=[], page=page))
+        text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.endswith("` |")]
+    assert {row[-1] for row in rows} == {f"`bench-{name}`" for name in costs.BENCHMARKS}
+    assert "| forward of CogVideoX-2B | its base | 1.002 | 0.999 to 1.004 | 1.005 | `bench-overhead` |" in text
+    assert "1.00007" in text  # what is counted keeps its digits
+    assert f"{json.loads(Path('outputs/bench/train.json').read_text())['machine']['name']}," in text
+
+
+def test_what_is_missing_is_named(costs, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no marks\n")
+    with pytest.raises(SystemExit, match=r"outputs/bench/overhead.json is not there: run `make bench-overhead`"):
+        costs.main(Namespace(only=[], page=page))
+    write_reports()
+    with pytest.raises(SystemExit, match=r"page.md has no <!-- costs"):
+        costs.main(Namespace(only=[], page=page))
+    assert page.read_text() == "no marks\n"
+
+
+def test_the_docs_have_the_marks(costs):
+    text = costs.PAGE.read_text()
+    assert text.count(costs.BEGIN) == text.count(costs.END) == 1
