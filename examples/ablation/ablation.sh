@@ -49,7 +49,7 @@ for family in $families; do
     "${run[@]}" --variants  # the base alone
     # Two runs of one thread each get more done than one after another with two; each pair continues where it was stopped
     for seed in $seeds; do
-        for variant in direct jdm jdm_no_cmi jdm_hed jdm_depth; do echo "--seeds $seed --variants $variant"; done
+        for variant in direct jdm jdm_no_cmi jdm_hed jdm_depth direct_partial jdm_whole; do echo "--seeds $seed --variants $variant"; done
     done | OMP_NUM_THREADS=1 xargs -P 2 -L 1 "${run[@]}"
 done
 "$bin/python" examples/ablation/summarise.py --root $root

@@ -12,18 +12,26 @@ that is done is left alone. `summarise.py` makes docs/ablation.json and the pict
 | jdm | w = 0.5, weighed by CMI |
 | jdm_no_cmi | w′ ≡ 1: L_fine alone |
 | jdm_hed, jdm_depth | as jdm, with regional HED and depth in place of masks (A.3) |
+
+Two more say what of L_fine does what (sources.py); they are not among the default variants:
+
+| variant | |
+|---|---|
+| direct_partial | direct, but with jdm's share of captions that leave objects out, without their masks |
+| jdm_whole | jdm, but no object is left out: L_fine has all captions joined, and the mask of all objects |
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from sources import LatentSource, PartialCaptions, WholeCaptions
+
 from diffusers_jdm.evaluation.json_file import write_json
 from diffusers_jdm.evaluation.shapes_evaluation import look_at
 from diffusers_jdm.evaluation.shapes_suite import all_prompts, ceiling, score_groups, shuffled
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
 from diffusers_jdm.training.setup import build_accelerator, load_pipeline, prepare_pipeline
 
@@ -34,6 +42,11 @@ VARIANTS = {
     "jdm_hed": {"loss_weight": 0.5, "regional_signal": "hed"},
     "jdm_depth": {"loss_weight": 0.5, "regional_signal": "depth"},
 }
+REASONS = {
+    "direct_partial": VARIANTS["direct"],
+    "jdm_whole": VARIANTS["jdm"],
+}
+SOURCES = {"direct_partial": PartialCaptions, "jdm_whole": WholeCaptions}
 BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
 NUM_FRAMES = {"cogvideox": 9, "modelscope": 5}
 PROMPT_SEED = 23  # of no other benchmark
@@ -45,10 +58,10 @@ def parse_args(argv=None):
     parser.add_argument("--root", default="outputs/ablation", help="holds FAMILY/base/pipeline and FAMILY/latents_*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--variants", nargs="*", choices=tuple(VARIANTS), default=list(VARIANTS), help="none: the base"
+        "--variants", nargs="*", choices=(*VARIANTS, *REASONS), default=list(VARIANTS), help="none: the base"
     )
-    parser.add_argument("--max_train_steps", type=int, default=1500)
-    parser.add_argument("--validation_steps", type=int, default=500, help="steps between two points of a curve")
+    parser.add_argument("--max_train_steps", type=int, default=750)
+    parser.add_argument("--validation_steps", type=int, default=250, help="steps between two points of a curve")
     parser.add_argument("--train_batch_size", type=int, default=24)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--curve_prompts", type=int, default=12, help="of each group, at a point of a curve")
@@ -115,7 +128,7 @@ def train(variant: str, seed: int, args) -> None:
     if any(point["step"] == args.max_train_steps for point in read_curve(output_dir)):
         print(f"{output_dir} is done.")
         return
-    settings = {"regional_signal": "mask"} | VARIANTS[variant]
+    settings = {"regional_signal": "mask"} | (VARIANTS | REASONS)[variant]
     data = family / f"latents_{settings['regional_signal']}"
     config = TrainConfig(
         pretrained_model_name_or_path=str(family / "base" / "pipeline"),
@@ -143,7 +156,8 @@ def train(variant: str, seed: int, args) -> None:
     backbone_class = BACKBONES[args.family]
     backbone = backbone_class(load_pipeline(config, backbone_class))
     prepared = prepare_pipeline(config, accelerator, backbone, precomputed=True)
-    AblationTrainer(args, config, accelerator, backbone, LatentSource(data), *prepared).train()
+    source = SOURCES.get(variant, LatentSource)(data)
+    AblationTrainer(args, config, accelerator, backbone, source, *prepared).train()
 
 
 def score_base(args) -> None:

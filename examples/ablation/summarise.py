@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from run import BACKBONES, VARIANTS, read_curve
+from run import BACKBONES, REASONS, VARIANTS, read_curve
 
 from diffusers_jdm.evaluation.json_file import write_json
 from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS
@@ -51,7 +51,7 @@ def curves_of(family: Path) -> dict[str, dict[int, list[dict]]]:
     last = max(points[-1]["step"] for runs in curves.values() for points in runs.values())
     for variant, runs in curves.items():
         curves[variant] = {seed: points for seed, points in runs.items() if points[-1]["step"] == last}
-    return {variant: curves[variant] for variant in VARIANTS if curves.get(variant)}
+    return {variant: curves[variant] for variant in (*VARIANTS, *REASONS) if curves.get(variant)}
 
 
 def spread(points: list[dict]) -> dict[str, float]:
@@ -66,15 +66,19 @@ def spread(points: list[dict]) -> dict[str, float]:
 
 
 def summarise(family: Path) -> dict:
-    """Figures of one family: `variants` at the last step, `curves`, `base`, `null`, `ceiling`, and each seed's gain."""
+    """Figures of one family: `variants` and `reasons` at the last step, `curves`, `base`, `null`, `ceiling`, each seed's gain."""
     base, curves = json.loads((family / "base.json").read_text()), curves_of(family)
     last = {variant: {seed: points[-1] for seed, points in runs.items()} for variant, runs in curves.items()}
+    spreads = {variant: spread(list(runs.values())) for variant, runs in last.items()}
     steps = [point["step"] for point in next(iter(next(iter(curves.values())).values()))]
     return {
         "seeds": sorted({seed for runs in curves.values() for seed in runs}),
         "steps": steps[-1],
         "prompts_per_group": base["prompts"],
-        "variants": {variant: spread(list(runs.values())) for variant, runs in last.items()},
+        "variants": {variant: row for variant, row in spreads.items() if variant in VARIANTS},
+        "reasons": {
+            variant: row | {"seeds": sorted(last[variant])} for variant, row in spreads.items() if variant in REASONS
+        },
         "over_direct": over_direct(last),
         "base": {name: base[name] for name in COLUMNS if base[name] is not None},
         "null": base["null"],
@@ -84,6 +88,7 @@ def summarise(family: Path) -> dict:
                 {"step": step, **spread([points[k] for points in runs.values()])} for k, step in enumerate(steps)
             ]
             for variant, runs in curves.items()
+            if variant in VARIANTS
         },
     }
 
@@ -141,14 +146,14 @@ def print_rows(family: str, figures: dict) -> None:
     print(
         f"\n{family}: {figures['steps']} steps, seeds {figures['seeds']}, {figures['prompts_per_group']} prompts a group"
     )
-    rows = {name: figures[name] for name in ("base", "null", "ceiling")} | figures["variants"]
-    print(" " * 12 + "".join(f"{name:>20}" for name in COLUMNS))
+    rows = {name: figures[name] for name in ("base", "null", "ceiling")} | figures["variants"] | figures["reasons"]
+    print(" " * 16 + "".join(f"{name:>20}" for name in COLUMNS))
     for title, row in rows.items():
         cells = []
         for name in COLUMNS:
             std = f" ± {row[f'{name}_std']:.3f}" if f"{name}_std" in row else ""
             cells.append("-" if row.get(name) is None else f"{row[name]:.3f}{std}")
-        print(f"{title:<12}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{title:<16}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 def main(args):

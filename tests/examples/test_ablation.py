@@ -5,8 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from diffusers_jdm.data.shapes import sample_clip
 from diffusers_jdm.data.shapes_relations import RELATIONS
@@ -26,7 +28,7 @@ def load(path):
 @pytest.fixture(scope="module")
 def ablation():
     sys.path.insert(0, str(ROOT / "examples" / "ablation"))
-    yield load(ROOT / "examples/ablation/run.py"), load(ROOT / "examples/ablation/summarise.py")
+    yield [load(ROOT / "examples/ablation" / f"{name}.py") for name in ("run", "summarise", "sources")]
     sys.path.remove(str(ROOT / "examples" / "ablation"))
 
 
@@ -64,7 +66,7 @@ def train(run, root, *flags):
 @pytest.fixture(scope="module")
 def trained(ablation, root):
     train(ablation[0], root, "--seeds", 0, "--variants", "direct", "jdm", "jdm_hed")
-    train(ablation[0], root, "--seeds", 1, "--variants", "direct", "jdm")
+    train(ablation[0], root, "--seeds", 1, "--variants", "direct", "jdm", "direct_partial")
     return root
 
 
@@ -74,7 +76,10 @@ def points(folder):
 
 def test_each_run_leaves_a_curve(trained):
     runs = trained / "cogvideox" / "runs"
-    assert {path.name for path in runs.iterdir()} == {"direct-0", "jdm-0", "jdm_hed-0", "direct-1", "jdm-1"}
+    assert {path.name for path in runs.iterdir()} == {
+        *("direct-0", "jdm-0", "jdm_hed-0"),
+        *("direct-1", "jdm-1", "direct_partial-1"),
+    }
     for folder in runs.iterdir():
         first, last = points(folder)
         assert (first["step"], first["prompts"], last["step"], last["prompts"]) == (1, 1, 2, 1)
@@ -103,6 +108,7 @@ def test_summary_and_picture(ablation, trained, tmp_path, capsys):
     report = json.loads(output.read_text())
     assert report["seeds"] == [0, 1] and report["steps"] == 2 and report["prompts_per_group"] == 1
     assert list(report["variants"]) == ["direct", "jdm", "jdm_hed"] == list(report["curves"])
+    assert list(report["reasons"]) == ["direct_partial"] and report["reasons"]["direct_partial"]["seeds"] == [1]
     last = [points(trained / "cogvideox" / "runs" / f"jdm-{seed}")[-1]["count"] for seed in (0, 1)]
     assert report["variants"]["jdm"]["count"] == pytest.approx(sum(last) / 2)
     assert report["variants"]["jdm"]["count_std"] == pytest.approx(abs(last[0] - last[1]) / 2**0.5)
@@ -113,6 +119,24 @@ def test_summary_and_picture(ablation, trained, tmp_path, capsys):
     with PIL.Image.open(picture) as image:
         assert image.width > 1000
     assert "direct" in capsys.readouterr().out
+
+
+def test_partial_captions_come_without_masks_and_whole_ones_with_all_of_them(ablation, root):
+    sources = ablation[2]
+    folder = root / "cogvideox" / "latents_mask"
+    plain, partial, whole = (
+        kind(folder) for kind in (sources.LatentSource, sources.PartialCaptions, sources.WholeCaptions)
+    )
+    index = next(i for i in range(4) if len(plain.regions(i)) == 2)  # of several objects; two subsets are stored
+    full = plain.read(index, None)
+    read = [partial.read(index, None) for _ in range(60)]
+    assert all(one["mask"] is None and torch.equal(one["video"], full["video"]) for one in read)
+    share = sum(one["prompt"] != full["prompt"] for one in read) / 60
+    assert 0.2 < share < 0.7 and {one["prompt"] for one in read} > {full["prompt"]}
+    rng = np.random.default_rng(0)
+    drawn = {whole.draw_region(index, rng) for _ in range(20)}
+    assert drawn == {max(plain.regions(index), key=lambda region: len(region.caption))}
+    assert whole.read(index, *drawn)["mask"] is not None
 
 
 def test_depth_and_edges_are_read_as_signals(root):
