@@ -91,7 +91,7 @@ bench-cmi: setup  ## Eq. 12 for 10k, 100k and 1M clips: seconds, memory, recall 
 bench-prepare: setup  ## the data pipeline without its models: speed, memory, 20 kills
 	$(BIN)/python benchmarks/bench_prepare.py
 
-bench-gradient-checkpointing: setup
+bench-gradient-checkpointing: setup  ## time and memory with it over those without, base and joint
 	$(BIN)/python benchmarks/bench_gradient_checkpointing.py
 
 bench-overhead: setup  ## a forward of the joint models over one of their bases: real widths and depth, random weights

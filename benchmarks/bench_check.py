@@ -8,6 +8,7 @@ recorded a ratio may be, as a share of it; it is wide, since the short forms are
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from functools import reduce
@@ -16,20 +17,22 @@ from pathlib import Path
 from report import print_table
 
 FOLDER = Path(__file__).parent
+OUTPUT = Path("outputs/bench-check")  # short forms must not be taken for full ones
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recorded", type=Path, default=FOLDER / "recorded.json")
     parser.add_argument("--only", nargs="+", help="of the benchmarks in that file")
-    parser.add_argument("--no_run", action="store_true", help="take what lies in outputs/bench")
+    parser.add_argument("--no_run", action="store_true", help=f"take what lies in {OUTPUT}")
     return parser.parse_args(argv)
 
 
 def measure(benchmark: dict, run: bool) -> dict:
     if run:
-        subprocess.run([sys.executable, str(FOLDER / benchmark["script"]), *benchmark["arguments"]], check=True)
-    path = Path("outputs/bench", benchmark["report"])
+        command = [sys.executable, str(FOLDER / benchmark["script"]), *benchmark["arguments"]]
+        subprocess.run(command, check=True, env=os.environ | {"BENCH_OUTPUT": str(OUTPUT)})
+    path = OUTPUT / benchmark["report"]
     if not path.is_file():
         raise SystemExit(f"{path} is not there: leave --no_run out.")
     return json.loads(path.read_text())

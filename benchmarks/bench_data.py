@@ -2,11 +2,13 @@
 
     make bench-data
 
-- cache: samples a second out of precomputed latents over those encoded in the step, on small-world clips with the shipped small
-  VAE and text encoder. Those of a real base are hundreds of times larger, so there the gain is, too.
-- workers: samples a second of both loaders without encoding, by `--dataloader_num_workers`
+- cache: samples a second of loading and encoding alone, without the training step: out of precomputed latents over those encoded on
+  the way, on small-world clips with the shipped small VAE and text encoder. Those of a real base are hundreds of times larger, so
+  there the gain is, too.
+- workers: samples a second of both loaders without encoding, by `--dataloader_num_workers`, in turns
 - clip: bytes of a clip of CogVideoX-2B's size (49 frames of 480×720) in a cache with the masks of four subsets
-- records: memory and start-up time of a training with so many clips; their files are not there, only what says where they are
+- records: memory and start-up time of a training with so many clips; their files are not there, only what says where they are.
+  Memory is what the process comes to hold at most. Of a record it keeps the id and the place: linear, some hundred bytes each.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from memory import forget_peak, resident_now, resident_peak
 from report import print_table, write_report
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -30,9 +33,8 @@ from diffusers_jdm.masks import rle_encode
 from diffusers_jdm.training.backbones import CogVideoXBackbone
 from diffusers_jdm.training.checkpoint import identity_of
 from diffusers_jdm.training.dataset import Objective, PositionSampler, RegionDataset, collate
-from diffusers_jdm.training.latent_folder import ShardWriter, open_folder, write_index
+from diffusers_jdm.training.latent_folder import ShardWriter, open_folder
 from diffusers_jdm.training.latents import LatentSource
-from diffusers_jdm.training.metrics import peak_memory
 from diffusers_jdm.training.step import encode
 from diffusers_jdm.training.videos import VideoSource
 
@@ -40,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "examples/shapes/joint"
 SIZE = {"num_frames": 9, "height": 48, "width": 48}
 OBJECTIVE = Objective(weight=0.5)
-SHARD = 1000  # records of an index file
+SHARD = 32  # records of an index file: as many as precompute_latents.py writes
 
 
 def parse_args(argv=None):
@@ -107,16 +109,30 @@ def measure_cache(folders, args) -> dict[str, float]:
     }
 
 
-def measure_workers(folders, args) -> dict[str, dict[str, float]]:
-    """Kind → workers → samples a second; the start of the workers is not counted."""
-    rates = {kind: {} for kind in folders}
-    for kind, folder in folders.items():
-        for workers in tqdm(args.workers, desc=f"workers, {kind}"):
-            stream = batches(open_source(kind, folder), args.batch_size, workers)
-            for _ in range(2 * max(1, workers) + 1):
+def measure_workers(folders, args) -> dict[str, dict[str, dict[str, float]]]:
+    """Kind → workers → samples a second with their spread, and the median of those over the first's of the same turn.
+
+    A turn starts its workers anew, outside the clock, so no other's are busy meanwhile.
+    """
+    cases = [(kind, workers) for kind in folders for workers in args.workers]
+    rates = {case: [] for case in cases}
+    for turn in tqdm(range(args.turns + 1), desc="workers"):
+        for kind, workers in cases if turn % 2 else reversed(cases):
+            stream = batches(open_source(kind, folders[kind]), args.batch_size, workers)
+            for _ in range(2 * max(1, workers) + 1):  # what they have made in advance
                 next(stream)
-            rates[kind][str(workers)] = samples_a_second(stream, args.batch_size, lambda batch: None, 5.0)
-    return rates
+            rates[kind, workers].append(samples_a_second(stream, args.batch_size, lambda batch: None))
+            del stream  # ends its workers
+    found = {kind: {} for kind in folders}
+    for (kind, workers), (_, *kept) in rates.items():
+        first = rates[kind, args.workers[0]][1:]
+        found[kind][str(workers)] = {
+            "samples_per_second": statistics.median(kept),
+            "lowest": min(kept),
+            "highest": max(kept),
+            "over_first": statistics.median(own / other for own, other in zip(kept, first)),
+        }
+    return found
 
 
 # 2. Size of a cache
@@ -152,10 +168,8 @@ def write_records(kind: str, folder: Path, count: int) -> None:
     settings |= {"vae_tiling": False, "regional_signal": "mask", "text_shape": [226, 4096], "scaling_factor": 1.0}
     open_folder(folder, settings | {"vae": "none", "text_encoder": "none"}, torch.zeros(1))
     for first in range(0, count, SHARD):
-        write_index(
-            folder / f"shard-000-{first // SHARD:05d}.jsonl",
-            [index_line(i) for i in range(first, min(first + SHARD, count))],
-        )
+        lines = [json.dumps(index_line(i)) + "\n" for i in range(first, min(first + SHARD, count))]
+        (folder / f"shard-000-{first // SHARD:05d}.jsonl").write_text("".join(lines))
 
 
 CAPTIONS = ("a red car that drives along a wet street", "a yellow bus with passengers")
@@ -189,7 +203,8 @@ RLE = rle_encode(disc())
 
 def start(kind: str, folder: Path) -> None:
     """What a training does with the records before its first batch, and then 200 draws; prints seconds and bytes as JSON."""
-    before = peak_memory(torch.device("cpu"))
+    before = resident_now()
+    forget_peak()  # of the imports
     begin = time.perf_counter()
     source = open_source(kind, folder)
     dataset = RegionDataset(source, range(len(source.ids)), OBJECTIVE)
@@ -201,7 +216,7 @@ def start(kind: str, folder: Path) -> None:
     for _ in range(25):
         for _, index in next(positions):
             source.regions(index)
-    print(json.dumps({"seconds": seconds, "bytes": peak_memory(torch.device("cpu")) - before}))
+    print(json.dumps({"seconds": seconds, "bytes": resident_peak() - before}))
 
 
 def measure_records(args) -> dict[str, dict[str, dict[str, float]]]:
@@ -228,10 +243,10 @@ def main(args):
         figures["workers"] = measure_workers(folders, args)
         figures["bytes_a_clip"] = bytes_a_clip(Path(folder, "clip"))
     figures["records"] = measure_records(args)
-    print_table(["ratio", "lowest", "highest"], {"precomputed ÷ online": figures["cache"]})
-    print_table(
-        list(map(str, args.workers)), {f"samples a second, {kind}": row for kind, row in figures["workers"].items()}
-    )
+    print_table(["ratio", "lowest", "highest"], {"loading and encoding alone, precomputed ÷ online": figures["cache"]})
+    for kind, rows in figures["workers"].items():
+        columns = ["samples_per_second", "lowest", "highest", "over_first"]
+        print_table(columns, {f"{kind}, {workers} workers": row for workers, row in rows.items()})
     print(f"a clip of CogVideoX-2B's size in the cache: {figures['bytes_a_clip'] / 1e6:.1f} MB")
     for kind, rows in figures["records"].items():
         print_table(

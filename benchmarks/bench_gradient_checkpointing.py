@@ -1,75 +1,72 @@
-"""Memory of a training step with gradient checkpointing divided by that without, for joint models of both bases.
+"""Memory and time of a training step with gradient checkpointing divided by those without, for both bases and their joint models.
 
-make bench-gradient-checkpointing
+    make bench-gradient-checkpointing
 
-Random weights, fp32, on the CPU, one process a case. Memory is what the process holds (VmHWM of Linux), so it counts
-what torch's kernels need, too. The real models hold more layers and more tokens: there, activations weigh more.
+Random weights, fp32, on the CPU, one process and one thread a case; those with and without take turns. Memory is what
+the process holds, so it counts what torch's kernels need, too. The real models hold more layers and more tokens:
+there, activations weigh more.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from diffusers import CogVideoXTransformer3DModel, UNet3DConditionModel
+from memory import forget_peak, resident_now, resident_peak
 from report import print_table, write_report
+from tqdm import tqdm
 
 from diffusers_jdm import inflate
+from diffusers_jdm.models.unet_modelscope_jdm import support_gradient_checkpointing
 
 MEBIBYTE = 2**20
+KINDS = ("base", "joint")
 COLUMNS = ["whole_step_mib", "activations_mib", "cpu_seconds"]
+RATIOS = ["time_ratio", "lowest", "highest", "memory_ratio", "activations_ratio"]
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, help="measure this one only, in this process, and print JSON")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="of --case")
-    return parser.parse_args()
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--case", nargs=3, metavar=("FAMILY", "KIND", "SWITCH"), help=argparse.SUPPRESS
+    )  # calls itself
+    return parser.parse_args(argv)
 
 
 def cogvideox_model():
     """CogVideoX-2B's shape with 12 layers of width 512 in place of 30 of width 1920: 77 million weights."""
-    base = CogVideoXTransformer3DModel(
+    return CogVideoXTransformer3DModel(
         num_attention_heads=8, num_layers=12, sample_width=40, sample_height=24, sample_frames=17, text_embed_dim=512
     )
-    return inflate(base)
 
 
-def cogvideox_inputs(frames, height, width):
+def cogvideox_inputs(parts, frames, height, width):
     """5 latent frames of 24×40 are 1200 tokens of video, and 226 of text."""
-    video_and_mask = torch.randn(1, frames, 32, height, width)  # [B, F, 2C, H, W]
-    return {"hidden_states": video_and_mask, "encoder_hidden_states": torch.randn(1, 226, 512)}
+    latents = torch.randn(1, frames, 16 * parts, height, width)  # [B, F, C or 2C, H, W]
+    return {"hidden_states": latents, "encoder_hidden_states": torch.randn(1, 226, 512)}
 
 
 def modelscope_model():
     """ModelScope's U-Net with 64 to 256 channels in place of 320 to 1280: 57 million weights."""
-    base = UNet3DConditionModel(block_out_channels=(64, 128, 256, 256), cross_attention_dim=256, attention_head_dim=16)
-    return inflate(base)
+    return UNet3DConditionModel(block_out_channels=(64, 128, 256, 256), cross_attention_dim=256, attention_head_dim=16)
 
 
-def modelscope_inputs(frames, height, width):
-    video_and_mask = torch.randn(1, 8, frames, height, width)  # [B, 2C, F, H, W]
-    return {"sample": video_and_mask, "encoder_hidden_states": torch.randn(1, 77, 256)}
+def modelscope_inputs(parts, frames, height, width):
+    latents = torch.randn(1, 4 * parts, frames, height, width)  # [B, C or 2C, F, H, W]
+    return {"sample": latents, "encoder_hidden_states": torch.randn(1, 77, 256)}
 
 
-CASES = {
+FAMILIES = {
     "cogvideox": (cogvideox_model, cogvideox_inputs, (1, 24, 40), (5, 24, 40)),
     "modelscope": (modelscope_model, modelscope_inputs, (1, 8, 8), (8, 32, 32)),
 }
-
-
-def memory_mib(entry: str) -> float:
-    """VmRSS (now) or VmHWM (the most since the last `forget_peak`) of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) * 1024 / MEBIBYTE
-
-
-def forget_peak():
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def train_step(model, optimizer, inputs):
@@ -78,51 +75,79 @@ def train_step(model, optimizer, inputs):
     optimizer.step()
 
 
-def measure(case: str, gradient_checkpointing: bool) -> dict[str, float]:
+def enable_gradient_checkpointing(model):
+    if isinstance(model, UNet3DConditionModel):
+        support_gradient_checkpointing(model)
+    model.enable_gradient_checkpointing()
+
+
+def measure(family: str, kind: str, switch: str) -> dict[str, float]:
     """`whole_step_mib`: all that the process holds beyond the libraries; `activations_mib`: beyond weights, gradients
     and AdamW's state, which a first small step has set up."""
-    build_model, build_inputs, small, size = CASES[case]
+    build_model, build_inputs, small, size = FAMILIES[family]
+    parts = 2 if kind == "joint" else 1  # the video, and the mask
     torch.manual_seed(0)
-    libraries = memory_mib("VmRSS")
-    model = build_model().train()
-    if gradient_checkpointing:
-        model.enable_gradient_checkpointing()
+    libraries = resident_now()
+    model = (inflate(build_model()) if kind == "joint" else build_model()).train()
+    if switch == "on":
+        enable_gradient_checkpointing(model)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)  # foreach holds copies of all gradients
-    train_step(model, optimizer, build_inputs(*small))
+    train_step(model, optimizer, build_inputs(parts, *small))
     optimizer.zero_grad(set_to_none=False)
-    inputs = build_inputs(*size)
-    before, start = memory_mib("VmRSS"), time.process_time()
+    inputs = build_inputs(parts, *size)
+    before, start = resident_now(), time.process_time()
     forget_peak()
     train_step(model, optimizer, inputs)
-    peak = memory_mib("VmHWM")
+    seconds, peak = time.process_time() - start, resident_peak()
     return {
-        "whole_step_mib": peak - libraries,
-        "activations_mib": peak - before,
-        "cpu_seconds": time.process_time() - start,
+        "whole_step_mib": (peak - libraries) / MEBIBYTE,
+        "activations_mib": (peak - before) / MEBIBYTE,
+        "cpu_seconds": seconds,
     }
 
 
-def measure_in_own_process(case: str, gradient_checkpointing: bool) -> dict[str, float]:
+def measure_in_own_process(family: str, kind: str, switch: str) -> dict[str, float]:
     """One thread, and a malloc that gives freed memory back at once, so that a process holds what its tensors need."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--case", case, *["--gradient_checkpointing"] * gradient_checkpointing]
+    command = [sys.executable, __file__, "--case", family, kind, switch]
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def compare(on: list[dict], off: list[dict]) -> dict[str, float]:
+    """Medians of the ratios of the same turn, and the spread of time's."""
+
+    def ratios(column):
+        return [own[column] / other[column] for own, other in zip(on, off)]
+
+    times = ratios("cpu_seconds")
+    return {
+        "time_ratio": statistics.median(times),
+        "lowest": min(times),
+        "highest": max(times),
+        "memory_ratio": statistics.median(ratios("whole_step_mib")),
+        "activations_ratio": statistics.median(ratios("activations_mib")),
+    }
+
+
 def main(args):
-    if not Path("/proc/self/clear_refs").exists():
-        raise SystemExit("this benchmark reads peak memory from /proc/self, so it needs Linux.")
     if args.case:
-        print(json.dumps(measure(args.case, args.gradient_checkpointing)))
+        print(json.dumps(measure(*args.case)))
         return
-    rows = {}
-    for case in CASES:
-        without, with_it = (measure_in_own_process(case, switch) for switch in (False, True))
-        rows |= {f"{case} without": without, f"{case} with": with_it}
-        rows[f"{case} ratio"] = {column: with_it[column] / without[column] for column in COLUMNS}
+    forget_peak()  # says at once where this cannot run
+    cases = [(family, kind) for family in args.families for kind in KINDS]
+    runs = {(*case, switch): [] for case in cases for switch in ("off", "on")}
+    for turn in tqdm(range(args.turns), desc="turns"):
+        for case in runs if turn % 2 == 0 else reversed(runs):
+            runs[case].append(measure_in_own_process(*case))
+    figures, rows = {family: {} for family in args.families}, {}
+    for case, measured in runs.items():
+        rows[", ".join(case)] = {column: statistics.median(run[column] for run in measured) for column in COLUMNS}
+    for family, kind in cases:
+        figures[family][kind] = compare(runs[family, kind, "on"], runs[family, kind, "off"])
     print_table(COLUMNS, rows)
-    print("written to", write_report("gradient_checkpointing", {"cases": rows}))
+    print_table(RATIOS, {f"{kind} of {family}, on ÷ off": figures[family][kind] for family, kind in cases})
+    print("written to", write_report("gradient_checkpointing", figures | {"turns": args.turns, "cases": rows}))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
     make bench-startup
 
 - import: fresh processes, in turns: `import torch, diffusers`, and `import diffusers_jdm` before it
+- pipeline_import: the same of `from diffusers import CogVideoXPipeline` and `from diffusers_jdm import CogVideoXJDMPipeline`
 - help: `diffusers-jdm --help` and that of each verb, in seconds
-- conversion: `diffusers-jdm convert` of CogVideoX-2B's denoiser in fp16, 3.4 GB of random weights, against copying the same files;
-  the text encoder is left at 2 GB, so that three copies fit on a small disk. Each in a process of its own, in turns.
+- conversion: what `diffusers-jdm convert` does with CogVideoX-2B's files in fp16, 13 GB of random weights, against copying them.
+  Each in a process of its own, in turns, from files that are not in memory until all is on the disk. What is compared is the time
+  of the call; the seconds of the whole processes, which import the same, lie beside it. Two copies must fit on the disk: 27 GB.
 """
 
 import argparse
@@ -21,26 +23,36 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from memory import resident_peak
 from report import print_table, write_report
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-BASE_IMPORT = "import torch, diffusers; diffusers.DiffusionPipeline"
-JOINT_IMPORT = f"import diffusers_jdm; {BASE_IMPORT}"
+from diffusers_jdm.convert import convert
+
+IMPORTS = {
+    "base": "import torch, diffusers",
+    "joint": "import diffusers_jdm, torch, diffusers",
+    "alone": "import diffusers_jdm",
+    "base_pipeline": "from diffusers import CogVideoXPipeline",
+    "joint_pipeline": "from diffusers_jdm import CogVideoXJDMPipeline",
+}
 VERBS = ("", "convert", "push", "prepare", "dataset check", "evaluate", "evaluate masks", "evaluate report")
 COMMAND = Path(sys.executable).with_name("diffusers-jdm")
-COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
-CONVERT = "import sys; from diffusers_jdm.convert import convert; convert(sys.argv[1], sys.argv[2])"
+WORK = {"copy": shutil.copytree, "convert": convert}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="of imports and --help")
-    parser.add_argument("--conversions", type=int, default=3, help="0: leave conversion out")
+    parser.add_argument("--conversions", type=int, default=5, help="turns, after one to warm up; 0: none")
     parser.add_argument(
-        "--num_layers", type=int, default=30, help="of the denoiser that is converted; 30 is CogVideoX-2B"
+        "--num_layers", type=int, default=30, help="of the denoiser that is converted; 30: CogVideoX-2B"
     )
-    parser.add_argument("--text_encoder_bytes", type=int, default=2_000_000_000)
+    parser.add_argument("--text_encoder_bytes", type=int, default=9_524_648_464, help="in two files")
+    # It calls itself:
+    parser.add_argument("--write_base", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--once", nargs=3, metavar=("WORK", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -55,15 +67,16 @@ def median_ratio(seconds, base) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
 
 
-def measure_imports(turns: int) -> dict[str, float]:
-    codes = {"base": BASE_IMPORT, "joint": JOINT_IMPORT, "alone": "import diffusers_jdm"}
-    times = {name: [] for name in codes}
+def measure_imports(turns: int) -> dict[str, dict[str, float]]:
+    times = {name: [] for name in IMPORTS}
     for turn in tqdm(range(turns + 1), desc="import"):
-        for name in codes if turn % 2 else reversed(codes):
-            times[name].append(seconds_of([sys.executable, "-c", codes[name]]))
+        for name in IMPORTS if turn % 2 else reversed(IMPORTS):
+            times[name].append(seconds_of([sys.executable, "-c", IMPORTS[name]]))
     kept = {name: seconds[1:] for name, seconds in times.items()}  # the first reads the disk
-    return median_ratio(kept["joint"], kept["base"]) | {
-        f"{name}_seconds": statistics.median(seconds) for name, seconds in kept.items()
+    seconds = {f"{name}_seconds": statistics.median(values) for name, values in kept.items()}
+    return {
+        "import": median_ratio(kept["joint"], kept["base"]) | seconds,
+        "pipeline_import": median_ratio(kept["joint_pipeline"], kept["base_pipeline"]),
     }
 
 
@@ -77,8 +90,8 @@ def measure_help(turns: int) -> dict[str, float]:
     }
 
 
-def write_base(folder: Path, args) -> int:
-    """A CogVideoX pipeline with a denoiser of real size; returns the bytes of its largest file."""
+def write_base(folder: Path, args) -> None:
+    """A CogVideoX pipeline with files of real size."""
     index = {"_class_name": "CogVideoXPipeline", "transformer": ["diffusers", "CogVideoXTransformer3DModel"]}
     index |= {"vae": ["diffusers", "AutoencoderKLCogVideoX"], "scheduler": ["diffusers", "CogVideoXDDIMScheduler"]}
     index |= {"text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": [None, None]}
@@ -97,47 +110,83 @@ def write_base(folder: Path, args) -> int:
     CogVideoXDDIMScheduler().save_pretrained(folder / "scheduler")
     (folder / "text_encoder").mkdir()
     (folder / "text_encoder/config.json").write_text("{}")
-    text = {"weights": torch.zeros(args.text_encoder_bytes, dtype=torch.uint8)}
-    save_file(text, folder / "text_encoder/model.safetensors")
-    return max(path.stat().st_size for path in folder.glob("*/*"))
+    for number in (1, 2):  # no tensors in them: they are copied without a look
+        write_random(folder / f"text_encoder/model-0000{number}-of-00002.safetensors", args.text_encoder_bytes // 2)
 
 
-def run_apart(code: str, source: Path, target: Path) -> tuple[float, int]:
-    """Seconds until all is on the disk, and the peak of the process's own memory in bytes; `target` is removed."""
+def write_random(path: Path, size: int) -> None:
+    block = os.urandom(2**24)
+    with open(path, "wb") as file:
+        for left in range(size, 0, -len(block)):
+            file.write(block[:left])
+
+
+def sync(folder: Path, forget: bool = False) -> None:
+    """Until these files are on the disk, those of other programs aside; `forget`: and no longer in memory."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            if forget:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def once(work: str, source: Path, target: Path) -> None:
+    """Prints the seconds until all is on the disk, and the most memory that this process held, as JSON."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, str(source), str(target)], stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    os.sync()
+    WORK[work](source, target)
+    sync(target)
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": resident_peak()}))
+
+
+def run_apart(work: str, source: Path, target: Path) -> dict[str, float]:
+    sync(source, forget=True)
+    command = [sys.executable, __file__, "--once", work, str(source), str(target)]
+    start = time.perf_counter()
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start
-    if status:
-        raise RuntimeError(f"{code!r} failed with status {status}.")
     shutil.rmtree(target)
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return json.loads(result.stdout) | {"process_seconds": seconds}
 
 
 def measure_conversion(args) -> dict[str, float]:
-    times, peaks = {COPY: [], CONVERT: []}, {COPY: [], CONVERT: []}
+    runs = {work: [] for work in WORK}
     with tempfile.TemporaryDirectory(dir=".") as folder:
         base = Path(folder, "base")
-        largest = write_base(base, args)
+        command = [sys.executable, __file__, "--write_base", base, "--num_layers", args.num_layers]
+        command += ["--text_encoder_bytes", args.text_encoder_bytes]
+        subprocess.run([str(part) for part in command], check=True)  # apart: it holds all weights
+        shards = [path.stat().st_size for path in (base / "transformer").glob("*.safetensors")]
         size = sum(path.stat().st_size for path in base.rglob("*") if path.is_file())
-        for turn in tqdm(range(args.conversions), desc="conversion"):
-            for code in (COPY, CONVERT) if turn % 2 == 0 else (CONVERT, COPY):
-                seconds, peak = run_apart(code, base, Path(folder, "out"))
-                times[code].append(seconds)
-                peaks[code].append(peak)
-    return median_ratio(times[CONVERT], times[COPY]) | {
-        "seconds": statistics.median(times[CONVERT]),
-        "copy_seconds": statistics.median(times[COPY]),
-        "bytes": size,
-        "largest_shard_bytes": largest,
-        "peak_bytes": max(peaks[CONVERT]),
-    }
+        for turn in tqdm(range(args.conversions + 1), desc="conversion"):
+            for work in WORK if turn % 2 else reversed(WORK):
+                runs[work].append(run_apart(work, base, Path(folder, "out")))
+
+    def column(work: str, name: str) -> list[float]:
+        return [run[name] for run in runs[work][1:]]  # the first warms up
+
+    figures = median_ratio(column("convert", "seconds"), column("copy", "seconds"))
+    whole = median_ratio(column("convert", "process_seconds"), column("copy", "process_seconds"))
+    for work, prefix in (("convert", ""), ("copy", "copy_")):
+        for name in ("seconds", "process_seconds"):
+            figures[prefix + name] = statistics.median(column(work, name))
+        figures[f"{prefix}peak_bytes"] = max(column(work, "peak_bytes"))
+    # Of the denoiser: the other shards are copied, and never in memory.
+    return figures | {"process_ratio": whole["ratio"], "bytes": size, "largest_shard_bytes": max(shards)}
 
 
 def main(args):
-    figures = {"turns": args.turns, "import": measure_imports(args.turns), "help_seconds": measure_help(args.turns)}
-    rows = {"import ÷ torch and diffusers": figures["import"]}
+    if args.write_base:
+        return write_base(args.write_base, args)
+    if args.once:
+        work, source, target = args.once
+        return once(work, Path(source), Path(target))
+    figures = {"turns": args.turns, **measure_imports(args.turns), "help_seconds": measure_help(args.turns)}
+    rows = {
+        "import ÷ torch and diffusers": figures["import"],
+        "pipeline's import ÷ the base's": figures["pipeline_import"],
+    }
     if args.conversions:
         figures["conversion"] = measure_conversion(args)
         rows["conversion ÷ copy"] = figures["conversion"]
@@ -145,9 +194,9 @@ def main(args):
     print_table(["seconds"], {verb: {"seconds": seconds} for verb, seconds in figures["help_seconds"].items()})
     if args.conversions:
         of = figures["conversion"]
-        print(
-            f"conversion: peak {of['peak_bytes'] / 1e9:.2f} GB, largest shard {of['largest_shard_bytes'] / 1e9:.2f} GB"
-        )
+        print(f"conversion: {of['seconds']:.1f} s, copying {of['copy_seconds']:.1f} s, the whole processes: ", end="")
+        print(f"{of['process_seconds']:.1f} s and {of['copy_process_seconds']:.1f} s")
+        print(f"its peak {of['peak_bytes'] / 1e9:.2f} GB, largest shard {of['largest_shard_bytes'] / 1e9:.2f} GB")
     print(f"Wrote {write_report('startup', figures)}")
 
 

@@ -10,7 +10,7 @@ A mid-size CogVideoX transformer, the training loop and the data format of the t
 - two_pass: jdm with both branches of Eq. 13 for each sample, `--exact_two_pass`
 - token_concat: the mask as tokens of its own after the video's, through the unchanged base, as TransPixeler does
 
-Step time: all five live in one process and take turns, step by step. Peak memory: each in a process of its own.
+Step time, by the wall's clock: all five live in one process and take turns, step by step. Peak memory: each in a process of its own.
 """
 
 import argparse
@@ -200,6 +200,13 @@ class Stepper:
             figures.clear()
 
 
+def turn_of(number: int, slow_every: int) -> tuple[str, ...]:
+    """The variants of a round in their order, which turns around each time: in the rounds of all, and in those of the quick ones."""
+    slow_rounds, rest = divmod(number, slow_every)
+    turn, earlier = (VARIANTS, slow_rounds) if rest == 0 else (QUICK, number - slow_rounds - 1)
+    return turn if earlier % 2 else turn[::-1]
+
+
 def measure_time(args, output_dir: Path) -> dict[str, dict[str, np.ndarray]]:
     """For each variant the `wall`, `processor` and `wait` of its steps, and the `rounds` that these were in."""
     drop_from_memory(Path(args.data_dir))
@@ -211,8 +218,7 @@ def measure_time(args, output_dir: Path) -> dict[str, dict[str, np.ndarray]]:
     for stepper in steppers.values():
         stepper.forget()
     for number in tqdm(range(args.rounds), desc="rounds"):
-        turn = VARIANTS if number % args.slow_every == 0 else QUICK
-        for variant in turn if number % 2 else reversed(turn):
+        for variant in turn_of(number, args.slow_every):
             steppers[variant].step()
             rounds[variant].append(number)
     return {
@@ -294,6 +300,7 @@ def write_and_print(args, memory: dict, times: dict) -> None:
     seconds = {variant: float(np.median(times[variant]["wall"])) for variant in VARIANTS}
     frames, height, width = args.latent_size
     figures = {
+        "step_time_clock": "wall",
         "step_time_ratio": {variant: ratios[variant][0] for variant in others},
         "step_time_interval": {variant: ratios[variant][1] for variant in others},
         "processor_time_ratio": {
@@ -315,7 +322,7 @@ def write_and_print(args, memory: dict, times: dict) -> None:
     }
     rows = {
         variant: {
-            "seconds a step": seconds[variant],
+            "seconds a step, wall": seconds[variant],
             "over plain": ratios[variant][0] if variant in others else 1.0,
             "peak GiB": figures["peak_memory_gib"][variant],
             "over plain ": figures["peak_memory_ratio"].get(variant, 1.0),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- costs: by make bench -->\n", "<!-- /costs -->"
-BENCHMARKS = ("overhead", "train", "sampling", "data", "startup", "caches")
+BENCHMARKS = ("overhead", "train", "sampling", "data", "startup", "caches", "gradient_checkpointing")
 
 
 class Row(NamedTuple):
@@ -24,7 +24,14 @@ class Row(NamedTuple):
     over: str
     ratio: float
     spread: tuple[float, float] | None = None  # None: counted, not timed
-    limit: str = ""
+    limit: float | None = None
+
+
+class Figure(NamedTuple):
+    of: str
+    value: float
+    unit: str
+    limit: float | None = None
 
 
 def parse_args(argv=None):
@@ -40,82 +47,119 @@ def overhead(found: dict) -> list[Row]:
     rows = []
     for family, name in (("cogvideox", "CogVideoX-2B"), ("modelscope", "ModelScopeT2V")):
         spread = found[f"{family}_forward_interval"]
-        rows.append(Row(f"forward of {name}", "its base", found[f"{family}_forward_ratio"], spread, "1.005"))
+        rows.append(Row(f"forward of {name}", "its base", found[f"{family}_forward_ratio"], spread, 1.005))
         flops = found[f"{family}_flops_ratio_at_paper_size"]
-        rows.append(Row(f"its operations at the paper's size, {name}", "its base", flops))
-        rows.append(Row(f"its peak memory, {name}", "its base", found[f"{family}_peak_memory_ratio"]))
+        rows.append(Row(f"operations of {name} at the paper's size", "its base", flops, None, 1.005))
+        rows.append(Row(f"peak memory of {name}'s forward", "its base", found[f"{family}_peak_memory_ratio"]))
     return rows
 
 
 def train(found: dict) -> list[Row]:
     names = {
         "jdm": "training step, joint",
-        "two_pass": "the same, both branches",
-        "token_concat": "masks as more tokens",
+        "two_pass": "both branches of Eq. 13",
+        "token_concat": "the mask as more tokens",
     }
-    limits = {"jdm": ("1.02", "1.01")}
     rows = []
     for key, name in names.items():
-        time_limit, memory_limit = limits.get(key, ("", ""))
+        time_limit, memory_limit = (1.02, 1.01) if key == "jdm" else (None, None)
         ratio, spread = found["step_time_ratio"][key], found["step_time_interval"][key]
-        rows.append(Row(name, "fine-tuning", ratio, spread, time_limit))
-        rows.append(Row(f"peak memory: {name}", "fine-tuning", found["peak_memory_ratio"][key], None, memory_limit))
+        rows.append(Row(name, "plain fine-tuning", ratio, spread, time_limit))
+        rows.append(
+            Row(f"its peak memory: {name}", "plain fine-tuning", found["peak_memory_ratio"][key], None, memory_limit)
+        )
+    return rows
+
+
+def gradient_checkpointing(found: dict) -> list[Row]:
+    rows = []
+    for family in ("cogvideox", "modelscope"):
+        for kind, of in found[family].items():
+            name = f"gradient checkpointing, {kind} of {family}"
+            rows.append(Row(f"step with {name}", "without", of["time_ratio"], (of["lowest"], of["highest"])))
+            rows.append(Row(f"memory with {name}", "without", of["memory_ratio"]))
     return rows
 
 
 def sampling(found: dict) -> list[Row]:
-    return [Row(name, "its base", of["ratio"], of["interval"]) for name, of in found["ratios"].items()]
+    return [
+        Row(f"{name}, small world", "its base's pipe(), or its denoising", of["ratio"], of["interval"])
+        for name, of in found["ratios"].items()
+    ]
 
 
-def data(found: dict) -> list[Row]:
+def data(found: dict) -> list[Row | Figure]:
     of = found["cache"]
-    return [Row("samples/s out of precomputed latents", "encoding online", of["ratio"], (of["lowest"], of["highest"]))]
+    rows = [
+        Row("samples/s, loading and encoding alone: precomputed", "online", of["ratio"], (of["lowest"], of["highest"]))
+    ]
+    rows.append(Figure("a clip of CogVideoX-2B's size in the cache", found["bytes_a_clip"] / 1e6, "MB"))
+    for kind, counts in found["records"].items():
+        for count, record in counts.items():
+            limit = 10 if int(count) == 1_000_000 else None
+            rows.append(Figure(f"start of training on {int(count):,} {kind}", record["seconds"], "s", limit))
+            rows.append(Figure(f"memory of {int(count):,} {kind}", record["bytes"] / 1e6, "MB"))
+    return rows
 
 
-def startup(found: dict) -> list[Row]:
+def startup(found: dict) -> list[Row | Figure]:
     rows = []
-    parts = {"import": ("import diffusers_jdm", "torch and diffusers", "1.1")}
-    parts["conversion"] = ("conversion of a full-size base", "copying its files", "1.2")
+    parts = {"import": ("import diffusers_jdm with torch and diffusers", "without it", 1.1)}
+    parts["conversion"] = ("conversion of a full-size base", "copying its files", 1.2)
     for key, (name, over, limit) in parts.items():
-        if key in found:
-            of = found[key]
-            rows.append(Row(name, over, of["ratio"], (of["lowest"], of["highest"]), limit))
+        of = found[key]
+        rows.append(Row(name, over, of["ratio"], (of["lowest"], of["highest"]), limit))
+    of = found["conversion"]
+    rows.append(Figure("slowest --help", max(found["help_seconds"].values()), "s", 1))
+    rows.append(Figure("peak memory of conversion", of["peak_bytes"] / 1e9, "GB", of["largest_shard_bytes"] / 1e9 + 1))
     return rows
 
 
 def caches(found: dict) -> list[Row]:
-    return [
-        Row(f"speed with {name}", "without", of["speedup"], (of["lowest"], of["highest"]))
-        for name, of in found["caches"].items()
-    ]
+    rows = []
+    for name, of in found["caches"].items():
+        change = f"frames differ by {of['frame_difference']:.4f}"
+        change += f", mask IoU {of['mask_iou']:.3f}" if of["mask_iou"] is not None else ""
+        rows.append(Row(f"speed with {name} ({change})", "without", of["speedup"], (of["lowest"], of["highest"])))
+    return rows
 
 
 def read(name: str) -> dict:
     path = Path("outputs/bench", f"{name}.json")
     if not path.is_file():
-        raise SystemExit(f"{path} is not there: run `make bench-{name}`.")
+        raise SystemExit(f"{path} is not there: run `make bench-{name.replace('_', '-')}`.")
     return json.loads(path.read_text())
 
 
 def table(reports: dict[str, dict]) -> str:
-    lines = ["| of | over | ratio | spread | at most | by |", "|---|---|---|---|---|---|"]
+    ratios = ["| of | over | ratio | spread | at most | met | by |", "|---|---|---|---|---|---|---|"]
+    figures = ["| of | figure | at most | met | by |", "|---|---|---|---|---|"]
     for name, found in reports.items():
+        by = f"`bench-{name.replace('_', '-')}`"
         for row in globals()[name](found):
-            spread = f"{row.spread[0]:.3f} to {row.spread[1]:.3f}" if row.spread else ""
-            digits = 3 if row.spread or abs(row.ratio - 1) > 0.001 else 5
-            lines.append(
-                f"| {row.of} | {row.over} | {row.ratio:.{digits}f} | {spread} | {row.limit} | `bench-{name}` |"
-            )
+            if isinstance(row, Figure):
+                limit = f"{row.limit:.3g} {row.unit}" if row.limit else ""
+                figures.append(
+                    f"| {row.of} | {row.value:.3g} {row.unit} | {limit} | {met(row.value, row.limit)} | {by} |"
+                )
+            else:
+                spread = f"{row.spread[0]:.3f} to {row.spread[1]:.3f}" if row.spread else ""
+                digits = 3 if row.spread or abs(row.ratio - 1) > 0.001 else 5
+                cells = f"{row.ratio:.{digits}f} | {spread} | {row.limit or ''} | {met(row.ratio, row.limit)} | {by} |"
+                ratios.append(f"| {row.of} | {row.over} | {cells}")
     commits = ", ".join(f"{name} {found['commit']}" for name, found in reports.items())
     machines = sorted({describe(found) for found in reports.values()})
-    return "\n".join([*lines, "", f"Machine: {'; '.join(machines)}. Commits: {commits}.", ""])
+    return "\n".join([*ratios, "", *figures, "", f"Machine: {'; '.join(machines)}. Commits: {commits}.", ""])
+
+
+def met(value: float, limit: float | None) -> str:
+    return "" if limit is None else "yes" if value <= limit else "no"
 
 
 def describe(found: dict) -> str:
     machine, versions = found["machine"], found["versions"]
-    return (
-        f"{machine['cores']} cores of {machine['name']}, torch {versions['torch']}, diffusers {versions['diffusers']}"
-    )
+    size = f"{machine['cores']} cores of {machine['name']}, {machine['memory_gib']} GiB"
+    return f"{size}, torch {versions['torch']}, diffusers {versions['diffusers']}"
 
 
 def write_into(page: Path, text: str) -> None:

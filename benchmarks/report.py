@@ -27,9 +27,14 @@ def write_report(name: str, figures: dict) -> Path:
     report = figures | {
         "versions": {package: version(package) for package in PACKAGES},
         "commit": git_commit(),
-        "machine": {"platform": platform.platform(), "name": processor_name(), "cores": os.cpu_count()},
+        "machine": {
+            "platform": platform.platform(),
+            "name": processor_name(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        },
     }
-    path = Path("outputs/bench") / f"{name}.json"
+    path = Path(os.environ.get("BENCH_OUTPUT", "outputs/bench"), f"{name}.json")  # bench_check.py sets another
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, indent=2) + "\n")

@@ -70,7 +70,10 @@ def settings_of(pipe) -> Settings:
 
 
 def load(checkpoint: str):
-    pipe = DiffusionPipeline.from_pretrained(checkpoint)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(checkpoint, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"{checkpoint} cannot be loaded: {' '.join(str(error).split())}") from error
     if not hasattr(pipe, "check_roles"):
         kind = type(pipe).__name__
         raise SystemExit(f"{checkpoint} is no joint checkpoint, but a {kind}: see `diffusers-jdm convert`.")

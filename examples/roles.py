@@ -65,7 +65,10 @@ def sheet(rows: list[tuple[str, list[tuple[str, list[Image.Image]]]]]) -> Image.
 
 
 def main(args):
-    pipe = DiffusionPipeline.from_pretrained(args.checkpoint)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(args.checkpoint, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"{args.checkpoint} cannot be loaded: {' '.join(str(error).split())}") from error
     call = {
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,

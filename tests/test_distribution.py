@@ -1,5 +1,6 @@
 """Wheel and sdist: what is in them, and that the wheel does its work where there is no repo."""
 
+import ast
 import json
 import os
 import shutil
@@ -7,9 +8,15 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_string
+from functools import cache
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import diffusers_jdm
 
@@ -42,9 +49,15 @@ def built(tmp_path_factory):
 
 
 def wheel_files(path):
-    """The checksum of each file; not of those about the wheel itself."""
+    """The checksum of each file, those about the wheel itself among them."""
     with zipfile.ZipFile(path) as wheel:
-        return {info.filename: info.CRC for info in wheel.infolist() if ".dist-info/" not in info.filename}
+        return {info.filename: info.CRC for info in wheel.infolist()}
+
+
+def read_metadata(path):
+    with zipfile.ZipFile(path) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        return wheel.read(name).decode()
 
 
 def sdist_files(path):
@@ -56,14 +69,15 @@ def test_the_wheel_is_the_package_and_nothing_else(built):
     (path,) = built.glob("*.whl")
     assert path.stat().st_size < 1 << 20
     ours = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert wheel_files(path).keys() == {path.relative_to(PACKAGE.parent).as_posix() for path in ours}
+    files = {name for name in wheel_files(path) if ".dist-info/" not in name}
+    assert files == {path.relative_to(PACKAGE.parent).as_posix() for path in ours}
     suffixes = {path.suffix for path in ours}
     assert {".py", ".md", ".json", ".css", ".js", ".html"} == suffixes
     with zipfile.ZipFile(path) as wheel:
         about = {Path(name).name for name in wheel.namelist() if ".dist-info/" in name}
         (license,) = (name for name in wheel.namelist() if name.endswith("LICENSE"))
         assert wheel.read(license) == (ROOT / "LICENSE").read_bytes()
-        (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = read_metadata(path)
     assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "LICENSE"}
     assert "License-Expression: Apache-2.0" in metadata and "# diffusers-jdm" in metadata
 
@@ -83,6 +97,80 @@ def test_the_sdist_is_small_and_enough_to_build_the_same_wheel(built, tmp_path):
     (again,) = (tree / "dist").glob("*.whl")
     (wheel,) = built.glob("*.whl")
     assert wheel_files(again) == wheel_files(wheel)
+
+
+# What each part of the package imports, and what an installation brings. Tests run where everything is installed.
+
+EXTRAS = {"training": "train", "evaluation": "evaluate", "data": "prepare"}  # by folder; the rest needs none
+NOT_REQUIRED = {
+    "training": {"bitsandbytes", "wandb"},  # for flags that ask for them
+    "evaluation": {"yaml"},  # for detectors that need the extra `prepare`, and say so
+    "data": {"h5py", "loguru"},  # for HED in one of its two forms; datatrove's own logger
+}
+# The command line reads these two whatever the verb.
+WITHOUT_EXTRAS = ("evaluation/commands.py", "evaluation/benchmark_commands.py")
+
+installed_distributions = cache(packages_distributions)  # it takes a second
+
+
+def imports(path, within_functions):
+    """The full names of the modules that it imports when it runs; `from a import b` counts as both a and a.b."""
+    package = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
+    nodes, found = [ast.parse(path.read_text(encoding="utf-8"))], set()
+    for node in nodes:  # which grows
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        elif within_functions or not isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def third_parties(paths, within_functions):
+    """The packages that these files import, and those files of ours that come with them."""
+    files, found = list(paths), set()
+    for path in files:  # which grows
+        for name in imports(path, within_functions and path in paths):
+            if name.split(".")[0] != "diffusers_jdm":
+                found.add(name.split(".")[0])
+                continue
+            module = PACKAGE.parent / name.replace(".", "/")
+            ours = (module.with_suffix(".py"), module / "__init__.py")
+            files += [file for file in ours if file.is_file() and file not in files]
+    return found - sys.stdlib_module_names
+
+
+def distributions_of(requirements, extra):
+    """What is installed with this extra, or with none if it is "", as far as we name it."""
+    extras, found = [extra], set()
+    for extra in extras:  # which grows
+        for requirement in requirements:
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                extras += requirement.extras if requirement.name == "diffusers-jdm" else ()
+                found.add(canonicalize_name(requirement.name))
+    return found
+
+
+@pytest.mark.parametrize("folder", [None, *EXTRAS])
+def test_what_is_imported_is_required(built, folder):
+    if folder == "data" and find_spec("datatrove") is None:
+        pytest.skip("needs the extra `prepare`")
+    (wheel,) = built.glob("*.whl")
+    required = message_from_string(read_metadata(wheel)).get_all("Requires-Dist")
+    distributions = distributions_of([Requirement(text) for text in required], EXTRAS.get(folder, ""))
+    paths = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*.py")}
+    if folder:
+        paths = [path for name, path in paths.items() if name.parts[0] == folder]
+    else:
+        paths = [path for name, path in paths.items() if name.parts[0] not in EXTRAS or str(name) in WITHOUT_EXTRAS]
+    found, installed = third_parties(paths, within_functions=folder is not None), installed_distributions()
+    assert {"torch", "diffusers", "numpy"} <= found
+    missing = {name for name in found if not distributions & {*map(canonicalize_name, installed.get(name, ()))}}
+    assert missing == NOT_REQUIRED.get(folder, set())
 
 
 # In a process that has the wheel and no repo; what it prints last is read as JSON.

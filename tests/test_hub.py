@@ -92,9 +92,20 @@ def test_card_with_a_base_and_figures(kind, base_model, licence, tmp_path):
     card = ModelCard.load(write_card(tmp_path, base_model=base_model, metrics={"mask IoU": 0.5, "count": 2}))
     assert card.data.base_model == base_model
     assert card.data.license == licence
+    stated = f"{licence}, as the base model |" if licence not in (None, "other") else "that of the base model: read it"
+    assert f"| Licence | {stated}" in card.text
     assert "| mask IoU | 0.5 |\n| count | 2 |\n" in card.text
     assert "None were measured" not in card.text
     assert "parameters" not in card.text
+
+
+@pytest.mark.parametrize("base_model", [None, "lab/own-base", "zai-org/CogVideoX-2b"])
+@KINDS
+def test_a_licence_that_is_given_is_not_said_to_be_the_base_s(kind, base_model, tmp_path):
+    (tmp_path / f"pipeline_{kind}_jdm.py").touch()
+    card = ModelCard.load(write_card(tmp_path, license="mit", base_model=base_model))
+    assert card.data.license == "mit"
+    assert "| Licence | mit |" in card.text
 
 
 def test_card_with_results_has_them_in_its_metadata(tmp_path):
@@ -115,6 +126,7 @@ def test_card_says_what_a_checkpoint_with_roles_can_do(kind, tmp_path):
     pipe.save_pretrained(tmp_path / "roles")
     plain, roles = ((tmp_path / name / "README.md").read_text() for name in ("plain", "roles"))
     assert "pipe.segment" in roles and "unless `objects` asks" in roles
+    assert "one small embedding for the roles is added" in roles and "the roles is added" not in plain
     assert "pipe.segment" not in plain and "does not tell two of them apart" in plain
 
 

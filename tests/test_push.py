@@ -18,8 +18,9 @@ from test_loading import DENOISERS, ISLANDS, KINDS, PACKAGE, assert_is_a_whole_r
 
 from diffusers_jdm import ModelScopeJDMPipeline, cli, download_checkpoint, push, push_checkpoint, verify_checkpoint
 from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS
+from diffusers_jdm.hub import export_repo
 from diffusers_jdm.push_check import main as check_here
-from diffusers_jdm.push_files import stage, stale, variant_of
+from diffusers_jdm.push_files import dtypes_of, stage, stale, variant_of
 from diffusers_jdm.training.lora import add_lora, save_lora
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -126,6 +127,35 @@ def test_variants_and_shards_and_what_they_replace(hub, folder, checks):
         name for name in sharded if "fp16" in name
     }
     assert index.format(".fp16") in names
+
+
+def test_weights_that_are_written_anew_keep_their_precision_and_variants(hub, tmp_path, checks):
+    pipe = joint_pipeline("modelscope")
+    pipe.unet.half().save_pretrained(tmp_path / "half" / "unet")  # as examples/shapes ships them; other parts are fp32
+    pipe.unet.float()
+    export_repo(pipe, tmp_path / "both", fp16=True)
+    export_repo(pipe, tmp_path / "mixed")
+    for path in (tmp_path / "half" / "unet").glob("*.safetensors"):
+        path.replace(tmp_path / "mixed" / "unet" / path.name)
+
+    push_checkpoint(tmp_path / "both", "lab/both", max_shard_size="20KB")
+    assert checks[-1][1] == [None, "fp16"]
+    with push.staged_checkpoint(tmp_path / "mixed", "lab/mixed", max_shard_size="20KB") as staged:
+        assert {path.name for path in (staged.folder / "unet").glob("*-of-*.safetensors")}
+        assert dtypes_of(staged.folder) == dtypes_of(tmp_path / "mixed")
+        assert dtypes_of(staged.folder) | {"vae": None, "text_encoder": None} == {
+            "unet": torch.float16,
+            "vae": None,
+            "text_encoder": None,
+        }
+    for path in (tmp_path / "both").glob("*/*.safetensors"):
+        if variant_of(path.name) is None:
+            path.unlink()
+    with pytest.raises(
+        ValueError, match=r"has weights of variant fp16 only, which fp16 and max_shard_size cannot write"
+    ):
+        push_checkpoint(tmp_path / "both", "lab/half", max_shard_size="20KB")
+    assert "lab/half" not in hub.repos
 
 
 def test_names_of_weights(folder, tmp_path):
@@ -258,6 +288,7 @@ DAMAGES = {
         lambda folder: (folder / "model_index.json").write_text("{"),
         r"model_index.json is damaged, no JSON",
     ),
+    "a list for an index": (lambda folder: (folder / "model_index.json").write_text("[]"), r"no JSON object: save it"),
     "a broken card": (
         lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"),
         "the metadata of the card",
@@ -425,6 +456,20 @@ def test_figures_of_an_evaluation(hub, folder):
     assert "| Licence | mit |" in card.text
 
 
+@KINDS
+def test_a_shipped_card_loads_what_was_pushed(kind, hub, saved, tmp_path):
+    name = {"cogvideox": "joint", "modelscope": "joint_modelscope"}[kind]
+    card = (PACKAGE.parents[1] / "examples/shapes" / name / "README.md").read_text()
+    assert card.count(f'"examples/shapes/{name}"') == card.count("from_pretrained(") == 3
+    folder = shutil.copytree(saved / kind, tmp_path / "shipped")
+    others = 'pipe = CogVideoXPipeline.from_pretrained("my/own/base")\npipe = DiffusionPipeline.from_pretrained("lab/other")'
+    (folder / "README.md").write_text(f"{card}\n{others}\n")
+    push_checkpoint(folder, "lab/video")
+    text = ModelCard(hub.read("lab/video", "README.md").decode()).text
+    assert text.count('"lab/video"') == 3 and f'"examples/shapes/{name}"' not in text
+    assert others in text  # not this checkpoint
+
+
 @pytest.mark.parametrize("name", ["none.mp4", "README.md"])
 def test_what_is_no_sample(name, hub, folder):
     with pytest.raises(ValueError, match=f"{name} is no sample video"):
@@ -456,6 +501,20 @@ def test_the_command(hub, folder, tmp_path, capsys):
     assert cli.main(["push", str(folder), "lab/video"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("diffusers-jdm: error: ") and "is damaged" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("repo", "options", "reason"),
+    [
+        ("a b/c", [], 'must be named "org/name", got'),
+        ("name", [], 'must be named "org/name", got'),
+        ("lab/x", ["--sample", "a", "1.mp4", "--sample", "a", "2.mp4"], "two --sample have the same prompt"),
+    ],
+)
+def test_a_dry_run_checks_its_arguments_too(repo, options, reason, folder, capsys):
+    assert cli.main(["push", str(folder), repo, "--dry_run", *options]) == 2
+    captured = capsys.readouterr()
+    assert reason in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
 def test_the_command_with_figures(hub, folder, tmp_path, capsys):

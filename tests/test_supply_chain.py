@@ -40,8 +40,12 @@ ROOT = Path(__file__).parents[1]
 OURS = sorted(
     path for folder in ("src", "train_scripts", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
-# Where users name the checkpoint. Examples and benchmarks load what lies in this repo or what they have written.
-LOADERS = [path for path in OURS if path.relative_to(ROOT).parts[0] in ("src", "train_scripts")]
+# Where users name the checkpoint, which may be a stranger's Hub repo. The other examples load what lies in this repo or
+# what a training here has written; the benchmarks also load a folder that whoever measures names.
+LOADERS = [
+    *(path for path in OURS if path.relative_to(ROOT).parts[0] in ("src", "train_scripts")),
+    *(ROOT / "examples" / name for name in ("app.py", "roles.py")),
+]
 WITHOUT_WEIGHTS = re.compile(r"tokenizer|processor|scheduler|config", re.IGNORECASE)
 
 

@@ -21,6 +21,15 @@ import diffusers_jdm
 from diffusers_jdm import write_card
 
 
+class Run(NamedTuple):
+    steps: int
+    batch: str
+    learning_rate: str
+    ema: str
+    seed: int
+    flags: str  # of the objective
+
+
 class Family(NamedTuple):
     model_dir: str
     report: str
@@ -31,8 +40,11 @@ class Family(NamedTuple):
     frames: int
     base: str  # for the joint one's card
     call: str  # what its pipeline has to be told
+    runs: dict[str, Run]  # by stage, as they were for the checkpoints in this folder
 
 
+COSINE = "1e-3, cosine, 100 steps of warm-up"
+ROLES = "`--loss_weight 0.5 --segment_probability {0} --layout_probability {0}`"
 FAMILIES = {
     "cogvideox": Family(
         model_dir="outputs/shapes",
@@ -44,6 +56,13 @@ FAMILIES = {
         frames=9,
         base="`examples/shapes/base` of the diffusers-jdm repo, which is not on the Hub",
         call="guidance_scale=3.0",
+        runs={
+            "base": Run(4500, "48 clips or 96 frames", "2e-3 Muon, 1e-3 AdamW", "0.998", 0, "–"),
+            "joint": Run(4200, "48", COSINE, "0.998", 0, "`--loss_weight 0.5`"),
+            "roles": Run(1500, "48", COSINE, "0.998", 0, ROLES.format(0.25)),
+            "roles_longer": Run(3000, "48", COSINE, "0.998", 1, ROLES.format(0.3)),
+            "mask_decoder": Run(3000, "16 masks", "1e-2, cosine, 100 steps of warm-up", "none", 0, "–"),
+        },
     ),
     "modelscope": Family(
         model_dir="outputs/shapes_modelscope",
@@ -55,6 +74,10 @@ FAMILIES = {
         frames=5,
         base="one of its own, from `examples/shapes/train_base_modelscope.py` of the diffusers-jdm repo; not published",
         call="num_frames=5, guidance_scale=3.0",
+        runs={
+            "base": Run(1900, "24 clips or 96 frames", "2e-3 Muon, 1e-3 AdamW", "0.998", 0, "–"),
+            "joint": Run(1000, "24", "1e-3, onecycle", "0.998", 0, "`--loss_weight 0.5`"),
+        },
     ),
 }
 
@@ -63,6 +86,12 @@ clips of the small world: six colours, four shapes, five motions, one to three o
 frames of 48×48 pixels. The base saw full captions only; the joint model was fine-tuned from it with L_fine on random
 subsets of the objects and L_diff, mixed by w = 0.5 (Eq. 13){roles}. Two splits were held out: a third of the pairs of objects with
 templates of their own, and four colour × shape pairs altogether."""
+
+SETTINGS = """The settings as run: steps from the logs; the rest as the runs recorded it, else from their commands and the scripts' defaults of that time.
+
+| run | steps | batch | peak learning rate | EMA | seed | objective |
+|---|---|---|---|---|---|---|
+{rows}"""
 
 BASE_CARD = """---
 license: apache-2.0
@@ -148,6 +177,18 @@ def add_metadata(card, name, results):
         card.data.model_name, card.data.eval_results = name, results
 
 
+def settings(family, logs):
+    """The table of the runs' settings; none if the logs are of other runs, whose settings are not known here."""
+    rows = []
+    for stage, run in family.runs.items():
+        log = logs / f"{family.logs}{stage}.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        if not lines or json.loads(lines[-1])["step"] != run.steps:
+            return ""
+        rows.append(f"| `{stage}` | {run.steps:,} | " + " | ".join(map(str, run[1:])) + " |")
+    return SETTINGS.format(rows="\n".join(rows))
+
+
 def write_cards(family, output_dir, report):
     measured = (
         "`python benchmarks/bench_shapes.py --family {family} --n_prompts {n_prompts}`: {n_prompts} prompts a split, "
@@ -163,12 +204,12 @@ def write_cards(family, output_dir, report):
     training = TRAINING.format(frames=family.frames, roles=roles)
     folder = output_dir / family.joint
     rows, results = figures(report, "joint") if report else ({}, [])
-    card = ModelCard.load(write_card(folder, license="apache-2.0", training=training, metrics=rows))
+    as_run = f"{training}\n\n{settings(family, output_dir / 'logs')}".strip()
+    card = ModelCard.load(write_card(folder, license="apache-2.0", training=as_run, metrics=rows))
     add_metadata(card, f"diffusers-jdm-shapes-{name}", results)
     card.text = (
         card.text.replace("ORG/NAME", f"examples/shapes/{family.joint}")
         .replace("| Base model | not recorded |", f"| Base model | {family.base} |")
-        .replace("apache-2.0, as the base model", "apache-2.0")
         .replace('square", return_masks=True)', f'square", {family.call}, return_masks=True)')
         .replace("## Measured figures\n", f"## Measured figures\n\n{note}\n" if note else "## Measured figures\n")
     )

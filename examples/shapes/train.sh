@@ -34,7 +34,7 @@ roles=(--train_batch_size 48 --lr_scheduler cosine --lr_warmup_steps 100 --check
     --train_data_dir $out/jdm_latents --output_dir $out/roles "${joint[@]}" "${roles[@]}" \
     --max_train_steps 1500 --segment_probability 0.25 --layout_probability 0.25
 "${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/roles \
-    --train_data_dir $out/jdm_latents --output_dir $out/roles_longer "${joint[@]}" "${roles[@]}" \
+    --train_data_dir $out/jdm_latents --output_dir $out/roles_longer "${joint[@]}" "${roles[@]}" --seed 1 \
     --max_train_steps 3000 --segment_probability 0.3 --layout_probability 0.3
 "$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/roles_longer --train_data_dir $out/dataset \
     --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision bf16 --resume_from_checkpoint latest

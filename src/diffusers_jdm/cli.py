@@ -88,6 +88,8 @@ def _push(arguments: argparse.Namespace) -> None:
 
     contents = {name: getattr(arguments, name) for name in ("base", "license", "fp16", "max_shard_size")}
     contents["samples"] = dict(arguments.sample)
+    if len(contents["samples"]) < len(arguments.sample):
+        raise ValueError("two --sample have the same prompt: a card shows one video of a prompt.")
     if arguments.metrics:
         from diffusers_jdm.evaluation.card_metrics import card_results
 

@@ -144,6 +144,7 @@ def write_card(
         repo_id=repo_id or "ORG/NAME",
         base_model=base_model,
         license_id=license_id,
+        license_is_the_bases=not license,  # then it was looked up by the base's name
         training=training,
         metrics=named_figures(metrics or {}),
         parameters=parameters,

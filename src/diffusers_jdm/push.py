@@ -15,7 +15,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from .hub import export_repo
 from .push_card import base_model_of, complete_card
 from .push_check import check_in_fresh_process
-from .push_files import Staged, stage, stale
+from .push_files import Staged, dtypes_of, stage, stale
 
 REPO_ID = r"[\w.-]+/[\w.-]+"
 Metrics = Mapping[str, float] | Sequence[EvalResult]
@@ -88,6 +88,7 @@ def staged_checkpoint(
     Raises:
         ValueError: as in [`push_checkpoint`].
     """
+    _check_name(repo_id)
     folder = Path(folder)
     name = os.fspath(base) if base is not None else None
     base_model = name if name and re.fullmatch(REPO_ID, name) and not Path(name).exists() else None
@@ -178,21 +179,31 @@ def push_pipeline(
 
 
 def _check_arguments(repo_id: str, revision: str | None, create_pr: bool) -> None:
+    _check_name(repo_id)
+    if revision is not None and create_pr:
+        raise ValueError(f"a pull request goes to the main branch: leave the revision {revision!r} out.")
+
+
+def _check_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f'the repo on the Hub must be named "org/name", got {repo_id!r}: {reason(error)}') from error
     if not re.fullmatch(REPO_ID, repo_id):
         raise ValueError(f'the repo on the Hub must be named "org/name", got {repo_id!r}.')
-    if revision is not None and create_pr:
-        raise ValueError(f"a pull request goes to the main branch: leave the revision {revision!r} out.")
 
 
 def _exported_again(staged: Staged, target: Path, fp16: bool, max_shard_size: int | str | None) -> Staged:
-    """The same checkpoint with its weights in other files."""
+    """The same checkpoint with its weights in other files; each part keeps its precision, and the fp16 variant stays."""
     if staged.form != "joint":
         raise ValueError("fp16 and max_shard_size are for joint pipelines: leave them out.")
-    pipe = DiffusionPipeline.from_pretrained(staged.folder, use_safetensors=True)
+    if None not in staged.variants:
+        raise ValueError(
+            f"the checkpoint has weights of variant {staged.variants[0]} only, which fp16 and max_shard_size cannot write anew: "
+            "leave them out."
+        )
+    fp16 = fp16 or "fp16" in staged.variants
+    pipe = DiffusionPipeline.from_pretrained(staged.folder, use_safetensors=True, torch_dtype=dtypes_of(staged.folder))
     export_repo(pipe, target.with_name("weights"), fp16=fp16, max_shard_size=max_shard_size)
     again = stage(target.with_name("weights"), target)
     for path in staged.folder.iterdir():

@@ -13,6 +13,7 @@ from .push_files import SAMPLES, Staged, lora_is_joint
 
 FIGURES = "## Measured figures"
 SAMPLES_TITLE = "### Samples"
+LOAD = r"^(pipe = (?:Diffusion|\w+JDM)Pipeline\.from_pretrained\(\s*)"  # as the cards do it
 
 
 def complete_card(
@@ -27,7 +28,7 @@ def complete_card(
     """Writes what is given into the card of a staged checkpoint; the rest of a card that is there stays as it is.
 
     Args:
-        repo_id: stands then where a card said "ORG/NAME".
+        repo_id: stands then where a card said "ORG/NAME", or loaded the joint checkpoint by the path of a folder.
         base_model: the Hub repo of the text-to-video model that was made joint; decides the licence if none is given.
         license: by the Hub's names, for example "apache-2.0".
         metrics: measured figures by name, or as `evaluation.card_metrics` gives them; in place of those that the card has.
@@ -50,6 +51,9 @@ def complete_card(
         raise ValueError(f"the metadata of the card cannot be read: {' '.join(str(error).split())}") from error
 
     text = card.text.replace("ORG/NAME", repo_id)
+    if staged.form == "joint":
+        # The shipped checkpoints' cards load examples/shapes/...: two slashes or more are no repo, and no reader has it.
+        text = re.sub(rf'{LOAD}"[^"/]*/[^"/]*/[^"]*"', rf'\1"{repo_id}"', text, flags=re.MULTILINE)
     if base_model:
         card.data.base_model = base_model
         text = text.replace("| Base model | not recorded |", f"| Base model | `{base_model}` |")

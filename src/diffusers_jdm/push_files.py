@@ -4,12 +4,15 @@ A training's folder also holds checkpoints, logs and settings; none of these mus
 """
 
 import json
+import math
 import re
 import shutil
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors import SafetensorError, safe_open
 
@@ -99,6 +102,19 @@ def check_weights(path: Path) -> None:
         raise ValueError(
             f"{path} is damaged or cannot be read ({' '.join(str(error).split())}): save it or copy it again."
         ) from error
+
+
+def dtypes_of(folder: Path) -> dict[str, torch.dtype]:
+    """The precision of each part's weights without a variant, as `from_pretrained` takes it: that of most of their numbers."""
+    numbers: dict[str, Counter] = {}
+    for path in folder.glob("*/*.safetensors"):
+        if variant_of(path.name) is None:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  it is no dict
+                    part = file.get_slice(name)
+                    numbers.setdefault(path.parent.name, Counter())[part.get_dtype()] += math.prod(part.get_shape())
+    known = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return {name: known.get(counts.most_common(1)[0][0], torch.float32) for name, counts in numbers.items()}
 
 
 def lora_is_joint(folder: Path) -> bool:
@@ -195,9 +211,12 @@ def _link(source: Path, target: Path) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged, no JSON ({error}): save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged, no JSON object: save it again.")
+    return content
 
 
 def _parent(name: str) -> str:

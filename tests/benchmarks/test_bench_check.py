@@ -43,8 +43,8 @@ def test_exit_status_names_what_is_worse(tmp_path):
     command = [sys.executable, BENCHMARKS / "bench_check.py", "--recorded", "recorded.json", "--no_run"]
     missing = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert missing.returncode == 1 and "none.json is not there" in missing.stderr
-    (tmp_path / "outputs/bench").mkdir(parents=True)
-    (tmp_path / "outputs/bench/none.json").write_text(json.dumps({"good": 1.05, "bad": 1.2}))
+    (tmp_path / "outputs/bench-check").mkdir(parents=True)
+    (tmp_path / "outputs/bench-check/none.json").write_text(json.dumps({"good": 1.05, "bad": 1.2}))
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.splitlines() == ["none: bad is 1.200, recorded 1.000, limit 1.100"]

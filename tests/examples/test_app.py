@@ -251,6 +251,14 @@ def test_a_base_checkpoint_is_refused():
         app.load(str(SHAPES / "base"))
 
 
+@pytest.mark.parametrize("checkpoint", ["/nonexistent", "an empty folder", "lab/not-there"])
+def test_a_wrong_checkpoint_is_one_line(checkpoint, tmp_path):
+    checkpoint = str(tmp_path) if checkpoint == "an empty folder" else checkpoint
+    with pytest.raises(SystemExit, match=f"^{checkpoint} cannot be loaded: .") as refusal:
+        app.load(checkpoint)
+    assert "\n" not in str(refusal.value)
+
+
 def test_the_space_fits_the_project():
     _, head, text = (EXAMPLES / "space" / "README.md").read_text().split("---\n", 2)
     head = yaml.safe_load(head)

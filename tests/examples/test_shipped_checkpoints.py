@@ -1,6 +1,9 @@
 """The small checkpoints in examples/shapes are what the README says: small, loadable, and they follow their prompts."""
 
 import importlib.util
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +56,31 @@ def test_they_are_small_and_hold_no_pickles(names, limit):
 @SHIPPED
 def test_the_code_beside_the_weights_is_the_package_s(kind):
     assert_is_a_whole_repo(FOLDERS[kind], kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"),
+    [("cogvideox", ["base", "joint", "roles", "roles_longer", "mask_decoder"]), ("modelscope", ["base", "joint"])],
+)
+def test_the_card_has_the_settings_that_the_logs_show(kind, runs):
+    card = (FOLDERS[kind] / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| .*? \| (\de-\d).* \|$", card, re.MULTILINE)
+    assert [run for run, *_ in rows] == runs
+    for run, steps, learning_rate in rows:
+        log = SHAPES / "logs" / f"{'modelscope_' if kind == 'modelscope' else ''}{run}.jsonl"
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        assert records[-1]["step"] == int(steps.replace(",", ""))
+        if rates := [record["lr"] for record in records if "lr" in record]:
+            assert max(rates) == pytest.approx(float(learning_rate), rel=1e-4)
+
+
+def test_a_card_has_no_settings_of_other_runs(tmp_path):
+    ship = load_script("shapes/ship")
+    logs = shutil.copytree(SHAPES / "logs", tmp_path / "logs")
+    assert "`roles_longer`" in ship.settings(ship.FAMILIES["cogvideox"], logs)
+    (logs / "joint.jsonl").write_text('{"step": 2400}\n')
+    assert ship.settings(ship.FAMILIES["cogvideox"], logs) == ""
+    assert ship.settings(ship.FAMILIES["modelscope"], logs)
 
 
 WITHOUT_PACKAGE = """

@@ -4,12 +4,13 @@ import diffusers
 import pytest
 import small_models
 import torch
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from packaging.version import Version
 from test_gradient_checkpointing import MODELS, call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusers_jdm import CogVideoXJDMPipeline, inflate
+from diffusers_jdm.roles import add_roles
 
 PAIRS = [("cogvideox", "cogvideox base"), ("modelscope", "modelscope base")]
 
@@ -57,25 +58,57 @@ def joint_pipeline():
     return pipe
 
 
-def generate(pipe):
-    output = pipe(
-        "a red circle",
-        num_frames=9,
-        num_inference_steps=6,
-        generator=torch.Generator().manual_seed(0),
-        max_sequence_length=16,
-        output_type="pt",
-        return_masks=True,
-    )
+def with_roles():
+    """A joint pipeline to which it matters which role it is told."""
+    pipe = joint_pipeline()
+    add_roles(pipe.transformer)
+    torch.nn.init.normal_(pipe.transformer.time_embedding.cond_proj.weight, std=2.0)
+    return pipe
+
+
+def generate(pipe, **changes):
+    call = {
+        "prompt": "a red circle",
+        "num_frames": 9,
+        "num_inference_steps": 6,
+        "generator": torch.Generator().manual_seed(0),
+        "max_sequence_length": 16,
+        "output_type": "pt",
+        "return_masks": True,
+    }
+    output = pipe(**call | changes)
     return output.frames, output.masks
 
 
-@pytest.mark.parametrize("cache", ["first block", "attention broadcast"])
+def faster_cache(pipe, uncond_timesteps=(-1, 1000), attention_timesteps=(-1, 900), **changes):
+    """By default the prompt-free half of the batch is left out at four of six steps, and attention in some of those."""
+    return FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=attention_timesteps,
+        unconditional_batch_skip_range=5,
+        unconditional_batch_timestep_skip_range=uncond_timesteps,
+        attention_weight_callback=lambda _: 0.3,
+        current_timestep_callback=lambda: pipe.current_timestep,
+        tensor_format="BFCHW",
+        **changes,
+    )
+
+
+def layout():
+    masks = torch.zeros(1, 9, 16, 16)
+    masks[..., 4:12, 2:10] = 1
+    return masks
+
+
+@pytest.mark.parametrize("cache", ["first block", "attention broadcast", "faster cache", "faster cache, layout"])
 def test_caches_skip_work_and_leave_nothing_behind(cache):
     if cache == "first block" and Version(diffusers.__version__) < Version("0.41"):
         pytest.skip("before diffusers 0.41 it wants a `cache_context`, which our pipeline does not open")
-    pipe = joint_pipeline()
+    pipe = with_roles()
     config = FirstBlockCacheConfig(threshold=1e9)  # whatever changes, it is taken from the cache
+    if cache.startswith("faster cache"):
+        config = faster_cache(pipe)
+    call = {"masks": layout()} if cache == "faster cache, layout" else {}
     if cache == "attention broadcast":
         config = PyramidAttentionBroadcastConfig(
             spatial_attention_block_skip_range=2,
@@ -87,7 +120,7 @@ def test_caches_skip_work_and_leave_nothing_behind(cache):
 
     def counted():
         calls.clear()
-        return generate(pipe), len(calls)
+        return generate(pipe, **call), len(calls)
 
     plain, plain_calls = counted()
     pipe.transformer.enable_cache(config)
@@ -98,3 +131,53 @@ def test_caches_skip_work_and_leave_nothing_behind(cache):
     again, again_calls = counted()
     assert again_calls == plain_calls
     assert all(torch.equal(one, other) for one, other in zip(again, plain))
+
+
+@pytest.mark.parametrize("given", [{}, {"masks": layout()}], ids=["plain", "layout"])
+def test_faster_cache_that_skips_nothing_changes_nothing(given):
+    pipe = with_roles()
+    plain = generate(pipe, **given)
+    pipe.transformer.enable_cache(faster_cache(pipe, uncond_timesteps=(-1, -1), attention_timesteps=(-1, -1)))
+    assert all(torch.equal(one, other) for one, other in zip(generate(pipe, **given), plain))
+
+
+def test_faster_cache_tells_the_role_to_half_a_batch():
+    pipe = with_roles()
+    pipe.transformer.enable_cache(faster_cache(pipe))
+    sizes, roles = [], []
+
+    def look(module, arguments):
+        sizes.append(len(arguments[0]))
+        roles.append(arguments[1].tolist())
+
+    pipe.transformer.time_embedding.register_forward_pre_hook(look)
+    generate(pipe, masks=layout())
+    assert sizes == [2, 1, 1, 1, 1, 2] and roles == [[[0, 0, 1, 0]]] * 6
+
+
+UNHALVED = {
+    "inner guidance": ({"inner_guidance_scale": 1.0}, "FasterCache does not go with `inner_guidance_scale`: "),
+    "objects": ({"objects": ["a red circle"]}, "FasterCache does not go with `objects`: "),
+    "no guidance": ({"guidance_scale": 1.0}, "FasterCache does not go with a `guidance_scale` of 1 or less: "),
+}
+
+
+@pytest.mark.parametrize(("arguments", "reason"), UNHALVED.values(), ids=UNHALVED)
+def test_faster_cache_says_where_it_does_not_go(arguments, reason):
+    pipe = with_roles()
+    pipe.transformer.enable_cache(faster_cache(pipe))
+    with pytest.raises(ValueError, match=reason):
+        generate(pipe, **arguments)
+    pipe.transformer.disable_cache()
+    assert generate(pipe, **arguments)[0].isfinite().all()
+    pipe.transformer.enable_cache(faster_cache(pipe, is_guidance_distilled=True))  # which halves no batch
+    assert generate(pipe, **arguments)[0].isfinite().all()
+
+
+def test_faster_cache_segments_with_guidance_only():
+    pipe = with_roles()
+    pipe.transformer.enable_cache(faster_cache(pipe))
+    call = {"num_inference_steps": 6, "height": 16, "width": 16, "max_sequence_length": 16, "output_type": "pt"}
+    with pytest.raises(ValueError, match="FasterCache does not go with a `guidance_scale` of 1 or less"):
+        pipe.segment(torch.rand(9, 3, 16, 16), "a red circle", **call)
+    assert pipe.segment(torch.rand(9, 3, 16, 16), "a red circle", guidance_scale=3.0, **call).isfinite().all()

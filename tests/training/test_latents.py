@@ -131,8 +131,9 @@ def test_damaged_settings(folder, text):
         LatentSource(folder)
 
 
-def test_a_damaged_index(folder):
-    (folder / "shard-000-00001.jsonl").write_text('{"key": "a"')
+@pytest.mark.parametrize("content", [b'{"key": "a"', b'{"key": "a"}', b"[]", b"\n", b"\xff\xfe\n"])
+def test_a_damaged_index(folder, content):
+    (folder / "shard-000-00001.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=r"shard-000-00001.jsonl is damaged .* delete it"):
         LatentSource(folder)
 

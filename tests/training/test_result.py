@@ -7,7 +7,7 @@ import small_models
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, TextToVideoSDPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from small_data import joint_backbone, train, train_and_keep
 from small_hub import Hub, take_for_the_hub
 
@@ -339,6 +339,24 @@ def test_the_repo_may_be_private(hub, push):
     hub = hub()
     push("--max_train_steps", 1, "--hub_private_repo")
     assert hub.repos["me/out"]["visibility"] == "private"
+    resumed = "--max_train_steps", 2, "--resume_from_checkpoint", "latest"
+    push(*resumed, "--hub_private_repo", "--hub_revision", "trial")  # it is there, and private
+    assert hub.refs["me/out"].keys() == {"main", "trial"}
+
+
+def test_the_other_script_uploads_too(hub, train_modelscope, modelscope_base_folder, modelscope_latents, tmp_path):
+    hub = hub()
+    inputs = train_modelscope, modelscope_base_folder, modelscope_latents, tmp_path / "out"
+    train(*inputs, "--push_to_hub", "--hub_token", "hf_good", "--max_train_steps", 1)
+    assert {"model_index.json", "pipeline_modelscope_jdm.py", "unet/diffusers_jdm.py"} < hub.files["me/out"]
+
+
+def test_a_public_repo_is_not_taken_for_a_private_result(hub, push, tmp_path):
+    hub = hub()
+    HfApi(token="hf_good").create_repo("me/out")
+    with pytest.raises(SystemExit, match=r"^error: --hub_private_repo: me/out is there already and is public"):
+        push("--max_train_steps", 1, "--hub_private_repo")
+    assert hub.branch("me/out") == {} and not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["offline mode", "no server", "bad token", "bad name"])

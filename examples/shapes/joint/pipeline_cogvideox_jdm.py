@@ -363,6 +363,26 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
                 "`train_scripts/train_mask_decoder.py`."
             )
 
+    def halves_batches(self) -> bool:
+        """Whether diffusers' FasterCache is on: at most steps it computes a batch's second half alone, that with the prompts."""
+        registry = getattr(self.transformer, "_diffusers_hook", None)
+        hook = None if registry is None else registry.get_hook("faster_cache_denoiser")
+        return hook is not None and not hook.is_guidance_distilled
+
+    def check_cache(self, guided: bool, inner: bool = False, objects: bool = False) -> None:
+        """Raises ValueError if FasterCache would halve a batch that is not [unconditional | conditional]."""
+        reasons = {
+            "`inner_guidance_scale`": inner,
+            "`objects`": objects,
+            "a `guidance_scale` of 1 or less": not guided,
+        }
+        found = [reason for reason, holds in reasons.items() if holds]
+        if found and self.halves_batches():
+            raise ValueError(
+                f"FasterCache does not go with {' and '.join(found)}: it takes the first half of each batch for that without "
+                "the prompt. Call `pipe.transformer.disable_cache()`, or enable another cache."
+            )
+
     def encode_pixels(self, frames: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """(B, F, 3, H, W) in [0, 1] → latents (B, F', C, h, w), one video at a time, the posterior's mode."""
         pixels = frames.movedim(1, 2) * 2 - 1  # [B, 3, F, H, W]
@@ -435,6 +455,8 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         if config.get("time_cond_proj_dim") == ROLE_CHANNELS and (given or inner):
             roles = torch.tensor([ROLES[given]] * (batch_size * (1 + guided)) + [NULL_MASK] * (batch_size * inner))
             roles = roles.to(latents)
+            if self.halves_batches():  # but not this input, which it does not know; `check_cache`: all rows are alike
+                roles = roles[:1]
 
         old_pred_original_sample = old_pred_original_mask = None  # for DPM-solver++
         num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
@@ -606,6 +628,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         check_joint_arguments(prompt, integers, scales, output_type, return_masks)
         self.check_sizes(height, width, num_frames)
         self.check_mask_decoder(mask_decoder)
+        self.check_cache(guidance_scale > 1, inner_guidance_scale != 0, objects is not None)
         self.check_inputs(
             prompt,
             height,
@@ -818,6 +841,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         self.check_mask_decoder(mask_decoder)
         integers = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
         check_joint_arguments(prompt, integers, {"guidance_scale": guidance_scale}, output_type)
+        self.check_cache(guidance_scale > 1)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list):
             raise TypeError(f"`prompt` must be a string or a list of strings, got {type(prompt).__name__}.")

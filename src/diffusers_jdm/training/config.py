@@ -99,7 +99,8 @@ class TrainConfig:
     # The end
     push_to_hub: bool = flag(False, "upload the result")
     hub_model_id: str | None = flag(None, "the repo to upload to; by default the name of --output_dir")
-    hub_private_repo: bool = flag(False, "make that repo private, if it is new")
+    hub_private_repo: bool = flag(False, "make that repo private; a public one that is there is refused")
+    hub_revision: str | None = flag(None, "the branch to upload to, made if it is not there; by default main")
     hub_token: str | None = flag(None, "by default that of `hf auth login`")
 
     paper = ()

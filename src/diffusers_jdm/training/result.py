@@ -101,6 +101,7 @@ def training_section(trainer: Trainer) -> str:
     private |= {
         "push_to_hub",
         "hub_private_repo",
+        "hub_revision",
         "report_to",
         "resume_from_checkpoint",
         "validation_prompt",
@@ -169,13 +170,17 @@ def push(config: TrainConfig, output_dir: Path) -> None:
         push_checkpoint(
             output_dir,
             config.hub_model_id,
+            private=config.hub_private_repo or None,
+            revision=config.hub_revision,
             token=config.hub_token,
             commit_message="End of training",
             base=base,
             form="lora" if config.use_lora else "pipeline",
         )
     except (ValueError, OSError) as error:
-        command = f"diffusers-jdm push {output_dir} {config.hub_model_id}" + (f" --base {base}" * config.use_lora)
+        command = f"diffusers-jdm push {output_dir} {config.hub_model_id}" + f" --base {base}" * config.use_lora
+        command += " --private" * config.hub_private_repo
+        command += f" --revision {config.hub_revision}" if config.hub_revision else ""
         raise TrainingError(
             f"nothing was uploaded ({one_line(error)}), and nothing is lost: the result is in {output_dir}; push it again with "
             f"`{command}`."

@@ -80,8 +80,12 @@ def create_repo(config: TrainConfig, accelerator: Accelerator) -> str:
         name = config.hub_model_id or Path(config.output_dir).resolve().name
         try:
             api = HfApi(token=config.hub_token)
-            repo = api.create_repo(name, private=config.hub_private_repo or None, exist_ok=True)
-            answer[0] = repo.repo_id
+            answer[0] = api.create_repo(name, private=config.hub_private_repo or None, exist_ok=True).repo_id
+            if config.hub_private_repo and not api.repo_info(answer[0]).private:
+                answer[1] = (
+                    f"--hub_private_repo: {answer[0]} is there already and is public: make it private in its settings, or take "
+                    "another name."
+                )
         except Exception as error:  # of requests, httpx or httpx2, by the hub's version
             answer[1] = (
                 f"--push_to_hub: the repo {name} cannot be made ({one_line(error)}): mend --hub_model_id or the token "
