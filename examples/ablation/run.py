@@ -74,7 +74,7 @@ def parse_args(argv=None):
 
 
 def score_pipeline(pipe, args, num_prompts: int) -> dict:
-    """The suite's metrics of a pipeline, and `null`: the same videos against shuffled prompts."""
+    """The suite's metrics of a pipeline; `null`: the same videos against shuffled prompts; `first`: as at a point of a curve."""
     pipe.set_progress_bar_config(disable=True)
     prompts = all_prompts(num_prompts, PROMPT_SEED)
     call = {"num_frames": NUM_FRAMES[args.family], "num_inference_steps": args.num_inference_steps}
@@ -88,6 +88,9 @@ def score_pipeline(pipe, args, num_prompts: int) -> dict:
         **score_groups(prompts, found),
         "mask_iou": iou,
         "null": score_groups(prompts, shuffled(found)),
+        "first": score_groups(
+            *({group: some[: args.curve_prompts] for group, some in of.items()} for of in (prompts, found))
+        ),
         "prompts": num_prompts,
     }
 

@@ -66,7 +66,9 @@ def spread(points: list[dict]) -> dict[str, float]:
 
 
 def summarise(family: Path) -> dict:
-    """Figures of one family: `variants` and `reasons` at the last step, `curves`, `base`, `null`, `ceiling`, each seed's gain."""
+    """Figures of one family: `variants` and `reasons` at the last step, `base`, `null`, `ceiling`, each seed's gain; `curves`
+    and `first`, where they start: of the first prompts of each group, the same at all points.
+    """
     base, curves = json.loads((family / "base.json").read_text()), curves_of(family)
     last = {variant: {seed: points[-1] for seed, points in runs.items()} for variant, runs in curves.items()}
     spreads = {variant: spread(list(runs.values())) for variant, runs in last.items()}
@@ -81,11 +83,13 @@ def summarise(family: Path) -> dict:
         },
         "over_direct": over_direct(last),
         "base": {name: base[name] for name in COLUMNS if base[name] is not None},
+        "first": base["first"],
         "null": base["null"],
         "ceiling": base["ceiling"],
         "curves": {
             variant: [
-                {"step": step, **spread([points[k] for points in runs.values()])} for k, step in enumerate(steps)
+                {"step": step, **spread([points[k] | points[k]["first"] for points in runs.values()])}
+                for k, step in enumerate(steps)
             ]
             for variant, runs in curves.items()
             if variant in VARIANTS
@@ -116,7 +120,7 @@ def draw(families: dict[str, dict], path: Path) -> None:
         for axis, name in zip(row, SHOWN):
             for variant, points in figures["curves"].items():
                 if name in points[0]:
-                    draw_curve(axis, figures["base"].get(name), points, name, variant)
+                    draw_curve(axis, figures["first"].get(name), points, name, variant)
             if figures["null"].get(name) is not None:
                 axis.axhline(figures["null"][name], color="black", linewidth=0.8, linestyle=":")
             axis.set_title(f"{family}: {name.replace('_', ' ')}", fontsize=8)

@@ -116,6 +116,7 @@ def test_summary_and_picture(ablation, trained, tmp_path, capsys):
     assert report["over_direct"]["jdm"]["count"] == pytest.approx([a - b for a, b in zip(last, direct)])
     assert "mask_iou" not in report["over_direct"]["jdm"]
     assert [point["step"] for point in report["curves"]["direct"]] == [1, 2]
+    assert report["curves"]["jdm"][-1]["count"] == report["variants"]["jdm"]["count"]  # one prompt a group in both
     with PIL.Image.open(picture) as image:
         assert image.width > 1000
     assert "direct" in capsys.readouterr().out
