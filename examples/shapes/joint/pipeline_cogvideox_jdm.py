@@ -782,6 +782,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
 
         `prompt_embeds` are those of [`encode_names`]. Without a generator, the noise follows from the latents.
         """
+        self.transformer._reset_stateful_cache()  # as after a call: what it holds is of another batch
         generator = mask_generators(latents) if generator is None else generator
         noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, latents.device)
