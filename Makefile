@@ -61,7 +61,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## what JDM costs: one table of ratios, to docs/benchmarks.md; an hour on two quiet cores
+bench: setup  ## what JDM costs: one table of ratios, to docs/benchmarks.md
 	$(BIN)/python benchmarks/costs.py
 
 bench-roles: setup  ## one checkpoint in three directions: joint, video → mask, mask → video, and single objects

@@ -25,13 +25,14 @@ import argparse
 import json
 from pathlib import Path
 
-from sources import LatentSource, PartialCaptions, WholeCaptions
+from sources import PartialCaptions, WholeCaptions
 
 from diffusers_jdm.evaluation.json_file import write_json
 from diffusers_jdm.evaluation.shapes_evaluation import look_at
 from diffusers_jdm.evaluation.shapes_suite import all_prompts, ceiling, score_groups, shuffled
 from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
 from diffusers_jdm.training.setup import build_accelerator, load_pipeline, prepare_pipeline
 

@@ -5,8 +5,6 @@ import numpy as np
 from diffusers_jdm.objective import fine_probability
 from diffusers_jdm.training.latents import LatentSource
 
-__all__ = ["LatentSource", "PartialCaptions", "WholeCaptions"]
-
 
 class PartialCaptions(LatentSource):
     """For direct fine-tuning: in place of the full caption that of a random subset, as often as JDM with w = 0.5 draws L_fine."""

@@ -13,6 +13,7 @@ import torch
 from diffusers_jdm.data.shapes import sample_clip
 from diffusers_jdm.data.shapes_relations import RELATIONS
 from diffusers_jdm.data.shapes_signals import depth_map, edge_map
+from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.videos import VideoSource
 
 ROOT = Path(__file__).parents[2]
@@ -125,9 +126,7 @@ def test_summary_and_picture(ablation, trained, tmp_path, capsys):
 def test_partial_captions_come_without_masks_and_whole_ones_with_all_of_them(ablation, root):
     sources = ablation[2]
     folder = root / "cogvideox" / "latents_mask"
-    plain, partial, whole = (
-        kind(folder) for kind in (sources.LatentSource, sources.PartialCaptions, sources.WholeCaptions)
-    )
+    plain, partial, whole = (kind(folder) for kind in (LatentSource, sources.PartialCaptions, sources.WholeCaptions))
     index = next(i for i in range(4) if len(plain.regions(i)) == 2)  # of several objects; two subsets are stored
     full = plain.read(index, None)
     read = [partial.read(index, None) for _ in range(60)]
