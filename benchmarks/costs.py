@@ -2,7 +2,8 @@
 
     make bench
 
-Each row is a ratio of two things that took turns in one process or, for start-up, in processes of their own, with its spread. `--only NAME ...` runs these alone, and takes the others from outputs/bench.
+Each row is a ratio of two things that took turns in one process or, for start-up, in processes of their own, with its spread.
+`--only NAME ...` runs these alone, and takes the others from outputs/bench.
 """
 
 import argparse
