@@ -8,7 +8,7 @@
 - workers: samples a second of both loaders without encoding, by `--dataloader_num_workers`, in turns
 - clip: bytes of a clip of CogVideoX-2B's size (49 frames of 480×720) in a cache with the masks of four subsets
 - records: memory and start-up time of a training with so many clips; their files are not there, only what says where they are.
-  Memory is what the process comes to hold at most. Of a record it keeps the id and the place: linear, some hundred bytes each.
+  Memory is what the process comes to hold at most. Of a record it keeps the id and the place: linear, but some tens of bytes each.
 """
 
 import argparse
@@ -125,12 +125,13 @@ def measure_workers(folders, args) -> dict[str, dict[str, dict[str, float]]]:
             del stream  # ends its workers
     found = {kind: {} for kind in folders}
     for (kind, workers), (_, *kept) in rates.items():
-        first = rates[kind, args.workers[0]][1:]
+        ratios = [own / other for own, other in zip(kept, rates[kind, args.workers[0]][1:])]
         found[kind][str(workers)] = {
             "samples_per_second": statistics.median(kept),
             "lowest": min(kept),
             "highest": max(kept),
-            "over_first": statistics.median(own / other for own, other in zip(kept, first)),
+            "over_first": statistics.median(ratios),
+            "over_first_spread": [min(ratios), max(ratios)],
         }
     return found
 
@@ -155,7 +156,7 @@ def bytes_a_clip(folder: Path) -> int:
 
 def write_records(kind: str, folder: Path, count: int) -> None:
     if kind == "videos":
-        write_manifest(folder, (manifest_row(i) for i in range(count)), rows_per_file=100_000)
+        write_manifest(folder, (manifest_row(i) for i in range(count)))
         return
     settings = {
         "family": "cogvideox",

@@ -89,10 +89,14 @@ def sampling(found: dict) -> list[Row]:
 
 
 def data(found: dict) -> list[Row | Figure]:
-    of = found["cache"]
-    rows = [
-        Row("samples/s, loading and encoding alone: precomputed", "online", of["ratio"], (of["lowest"], of["highest"]))
-    ]
+    rows, of = [], found["cache"]
+    name = "samples/s, loading and encoding alone: precomputed"
+    rows.append(Row(name, "online", of["ratio"], (of["lowest"], of["highest"])))
+    for kind, name in (("latents", "precomputed"), ("videos", "online, without encoding")):
+        for workers, of in list(found["workers"][kind].items())[1:]:
+            rows.append(
+                Row(f"samples/s, {name}: {workers} workers", "none", of["over_first"], of["over_first_spread"])
+            )
     rows.append(Figure("a clip of CogVideoX-2B's size in the cache", found["bytes_a_clip"] / 1e6, "MB"))
     for kind, counts in found["records"].items():
         for count, record in counts.items():
@@ -105,6 +109,7 @@ def data(found: dict) -> list[Row | Figure]:
 def startup(found: dict) -> list[Row | Figure]:
     rows = []
     parts = {"import": ("import diffusers_jdm with torch and diffusers", "without it", 1.1)}
+    parts["pipeline_import"] = ("import of CogVideoXJDMPipeline", "of CogVideoXPipeline", None)
     parts["conversion"] = ("conversion of a full-size base", "copying its files", 1.2)
     for key, (name, over, limit) in parts.items():
         of = found[key]

@@ -10,6 +10,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RATIO = {"ratio": 1.25, "interval": [1.2, 1.3], "lowest": 1.1, "highest": 1.4}
 CACHE = {"speedup": 1.5, "frame_difference": 0.01, "mask_iou": 0.9}
 CHECKPOINTING = {"base": {"time_ratio": 1.3, "memory_ratio": 0.5}, "joint": {"time_ratio": 1.31, "memory_ratio": 0.5}}
+WORKERS = {"over_first": 1.25, "over_first_spread": [1.2, 1.3]}
 PART = {"jdm": 1.011, "two_pass": 2.0, "token_concat": 3.0}
 REPORTS = {
     "overhead": {
@@ -30,11 +31,13 @@ REPORTS = {
     "sampling": {"ratios": {"denoising": RATIO}},
     "data": {
         "cache": RATIO,
+        "workers": {kind: {"0": WORKERS, "1": WORKERS} for kind in ("latents", "videos")},
         "bytes_a_clip": 2.05e7,
         "records": {"latents": {"1000": {"seconds": 0.01, "bytes": 1e5}, "1000000": {"seconds": 10.5, "bytes": 2e8}}},
     },
     "startup": {
         "import": RATIO,
+        "pipeline_import": RATIO,
         "conversion": RATIO | {"peak_bytes": 4.1e9, "largest_shard_bytes": 3.4e9},
         "help_seconds": {"diffusers-jdm": 0.1, "diffusers-jdm push": 0.2},
     },
@@ -77,6 +80,7 @@ def test_every_benchmark_has_its_rows(costs, tmp_path):
     assert "| conversion of a full-size base | copying its files | 1.250 | 1.100 to 1.400 | 1.2 | no |" in text
     assert "| start of training on 1,000,000 latents | 10.5 s | 10 s | no | `bench-data` |" in text
     assert "| peak memory of conversion | 4.1 GB | 4.4 GB | yes | `bench-startup` |" in text
+    assert "| samples/s, precomputed: 1 workers | none | 1.250 | 1.200 to 1.300 |  |  | `bench-data` |" in text
     assert "(frames differ by 0.0100, mask IoU 0.900)" in text and "| slowest --help | 0.2 s | 1 s | yes |" in text
     assert "1.00007" in text  # what is counted keeps its digits
     assert f"{json.loads(Path('outputs/bench/train.json').read_text())['machine']['name']}," in text

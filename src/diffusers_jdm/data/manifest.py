@@ -20,6 +20,8 @@ try:
 except ImportError as error:
     raise ImportError('reading and writing manifests needs pyarrow: pip install "diffusers-jdm[train]"') from error
 
+from .ids import Ids
+
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -116,18 +118,22 @@ class Manifest:
         if not self.files:
             raise ValueError(f"{self.folder} holds no manifest: no *.parquet in it.")
         _check_complete(self.files)
-        self.ids: list[str] = []
-        groups = []  # (file, row group in it, rows up to its end)
-        for number, path in enumerate(self.files):
-            ids, sizes = _read_ids(path)
-            for group, size in enumerate(sizes):
-                groups.append((number, group, size))
-            self.ids += ids
-        if not self.ids:
+        groups = []  # (file, row group in it, its rows)
+
+        def ids_of_files():
+            for number, path in enumerate(self.files):
+                ids, sizes = _read_ids(path)
+                groups.extend((number, group, size) for group, size in enumerate(sizes))
+                yield ids
+
+        self.ids = Ids(ids_of_files())
+        if not len(self.ids):
             raise ValueError(f"{self.folder} holds a manifest without rows.")
-        if len(set(self.ids)) < len(self.ids):
-            (double, times), *_ = Counter(self.ids).most_common(1)
-            raise ValueError(f"the manifest in {self.folder} has the id {double!r} {times} times; ids must be unique.")
+        double = self.ids.double()
+        if double is not None:
+            raise ValueError(
+                f"the manifest in {self.folder} has the id {double[0]!r} {double[1]} times; ids must be unique."
+            )
         self._groups = np.array([group[:2] for group in groups])
         self._ends = np.cumsum([group[2] for group in groups])
         self._forget()

@@ -223,8 +223,10 @@ def identity_of(ids: Sequence[str], num_samples: int, frozen: str | None) -> dic
         ids: of all samples. num_samples: how many of them are trained on.
         frozen: a hash of the weights that a LoRA is trained for.
     """
-    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    return {"num_samples": num_samples, "ids_sha256": digest, "frozen_sha256": frozen}
+    digest = hashlib.sha256()
+    for number, name in enumerate(ids):
+        digest.update(f"\n{name}".encode() if number else name.encode())
+    return {"num_samples": num_samples, "ids_sha256": digest.hexdigest(), "frozen_sha256": frozen}
 
 
 def check_same_run(folder: Path, state: dict, config: TrainConfig, identity: dict) -> None:

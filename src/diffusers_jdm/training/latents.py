@@ -12,7 +12,6 @@ Tensors: `KEY.video`, `KEY.text` (the full caption), and for region k `KEY.mask.
 import json
 import os
 from array import array
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from ..data.ids import Ids
 from ..data.manifest import BadSampleError
 from .dataset import Region
 
@@ -50,20 +50,19 @@ class LatentSource:
         self.signal: str = self.settings["regional_signal"]
         self.shape: tuple[int, ...] | None = None  # of a clip's latents; if set, others are bad samples
         self.index_files = index_files(self.folder)
-        names, places = _clips(self.index_files)
-        order = sorted(range(len(names)), key=names.__getitem__)  # which run wrote which shard does not matter
-        self.ids = [names[i] for i in order]
-        if not self.ids:
+        ids, places = _clips(self.index_files)
+        order = ids.order()  # which run wrote which shard does not matter
+        if not len(ids):
             raise ValueError(
                 f"{self.folder} holds no latents yet: run train_scripts/precompute_latents.py to its end."
             )
-        double = next((one for one, other in pairwise(self.ids) if one == other), None)
+        double = ids.double()
         if double is not None:
             raise ValueError(
-                f"{self.folder} holds the clip {double!r} twice, since it has changed: run "
+                f"{self.folder} holds the clip {double[0]!r} twice, since it has changed: run "
                 "train_scripts/precompute_latents.py to its end, which drops the old one."
             )
-        self._places = places[order]
+        self.ids, self._places = ids.take(order), places[order]
         self._forget()
 
     def _forget(self) -> None:
@@ -174,17 +173,22 @@ def index_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.jsonl"))
 
 
-def _clips(paths: list[Path]) -> tuple[list[str], np.ndarray]:
+def _clips(paths: list[Path]) -> tuple[Ids, np.ndarray]:
     """The ids as they come, and for each the number of its index file and the offset of its line in bytes, (N, 2).
 
     Numbers lie in an array: a million tuples would set off the garbage collector again and again, a quarter of the time.
     """
-    names, places = [], array("q")
-    for number, path in enumerate(paths):
-        for offset, entry in read_index(path):
-            names.append(entry["id"])
-            places.extend((number, offset))
-    return names, np.array(places, np.int64).reshape(-1, 2)
+    places = array("q")
+
+    def ids_of_files():
+        for number, path in enumerate(paths):
+            names = []
+            for offset, entry in read_index(path):
+                names.append(entry["id"])
+                places.extend((number, offset))
+            yield names
+
+    return Ids(ids_of_files()), np.frombuffer(places, np.int64).reshape(-1, 2)
 
 
 def read_index(path: Path):
