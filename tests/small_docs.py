@@ -170,6 +170,7 @@ def check_python(code: str, names: dict[str, object]) -> None:
     names: what the page's blocks before have imported of ours, to which this one's imports are added.
     """
     pipe = object.__new__(diffusers_jdm.CogVideoXJDMPipeline)  # its methods alone are looked at
+    pipe.__dict__["transformer"] = object.__new__(diffusers_jdm.JDMTransformer3DModel)
     names |= {"diffusers_jdm": diffusers_jdm, "pipe": pipe}
     tree = ast.parse(code)
     for node in ast.walk(tree):

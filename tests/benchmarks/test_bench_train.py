@@ -101,3 +101,13 @@ def test_ratios_are_of_the_same_round(bench):
     plain = {"wall": bench.np.array([1.0, 10.0, 1.0, 1.0]), "rounds": bench.np.arange(4)}
     slow = {"wall": bench.np.array([2.0, 20.0, 2.0]), "rounds": bench.np.array([0, 1, 3])}
     assert bench.paired_ratio(slow, plain) == (2.0, [2.0, 2.0])
+
+
+def test_variants_take_turns(bench):
+    rounds = [bench.turn_of(number, 4) for number in range(8)]
+    full = [turn for turn in rounds if len(turn) == len(bench.VARIANTS)]
+    quick = [turn for turn in rounds if len(turn) == len(bench.QUICK)]
+    assert full == [rounds[0], rounds[4]] and len(quick) == 6
+    for turns, names in ((full, bench.VARIANTS), (quick, bench.QUICK)):
+        assert {*turns} == {names, names[::-1]}
+        assert all(one == other[::-1] for one, other in zip(turns, turns[1:]))
