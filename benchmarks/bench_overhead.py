@@ -5,12 +5,14 @@
 Both models are in one process and take turns (`diffusers-jdm evaluate overhead`, whose definitions are in docs/evaluate.md). On a CPU
 videos are smaller than the paper's; operations are counted at its sizes too. `ratio` is the median over the turns, by
 the process's own clock on a CPU, which other programs do not touch, by the wall's on a GPU. On a CPU one thread computes: that clock
-would count threads that wait for others, too.
+would count threads that wait for others, too. There the layers that grow are timed by themselves as well, and what they take
+more is set over the base's forward: `FAMILY_projections`, the profile of what is left over.
 """
 
 import argparse
 
 import torch
+from projections import measure_projections
 from report import print_table, write_report
 
 from diffusers_jdm.evaluation.overhead import measure_overhead
@@ -51,6 +53,8 @@ def main(args):
             f"{family}_dtype": result["dtype"],
             "device": result["machine"]["gpu"] or result["machine"]["device"],
         }
+        if not gpu:
+            figures[f"{family}_projections"] = measure_projections(family, size, dtype, args.turns)
         rows[family] = {
             "forward": clock["ratio"],
             "25 %": clock["quartiles"][0],
@@ -61,6 +65,15 @@ def main(args):
     figures["flops_ratio"] = max(figures[f"{family}_flops_ratio_at_paper_size"] for family in args.families)
     print("Joint ÷ base")
     print_table(list(next(iter(rows.values()))), rows)
+    for family in [] if gpu else args.families:
+        of = figures[f"{family}_projections"]
+        print(f"{family}: its grown layers take {of['share']:+.3%} of a forward more than the base's: ", end="")
+        print(
+            ", ".join(
+                f"{name} {row['base_seconds'] * 1e3:.2f} → {row['joint_seconds'] * 1e3:.2f} ms"
+                for name, row in of["layers"].items()
+            )
+        )
     print(f"Wrote {write_report('overhead', figures)}")
 
 

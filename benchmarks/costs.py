@@ -51,6 +51,9 @@ def overhead(found: dict) -> list[Row]:
         flops = found[f"{family}_flops_ratio_at_paper_size"]
         rows.append(Row(f"operations of {name} at the paper's size", "its base", flops, None, 1.005))
         rows.append(Row(f"peak memory of {name}'s forward", "its base", found[f"{family}_peak_memory_ratio"]))
+        if f"{family}_projections" in found:  # on a CPU
+            share = 1 + found[f"{family}_projections"]["share"]
+            rows.append(Row(f"forward of {name} by its grown layers alone", "its base", share))
     return rows
 
 

@@ -1,6 +1,7 @@
 """The benchmark of training's cost at a tiny size: its figures mean nothing here, its keys and its variants do."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from argparse import Namespace
@@ -110,4 +111,4 @@ def test_variants_take_turns(bench):
     assert full == [rounds[0], rounds[4]] and len(quick) == 6
     for turns, names in ((full, bench.VARIANTS), (quick, bench.QUICK)):
         assert {*turns} == {names, names[::-1]}
-        assert all(one == other[::-1] for one, other in zip(turns, turns[1:]))
+        assert all(one == other[::-1] for one, other in itertools.pairwise(turns))

@@ -156,7 +156,7 @@ def measure_forward(pair: Pair, backbones: dict[str, Backbone], turns: int, devi
     """For "base" and "joint" the times of `compare`, and `peak_bytes`: of the weights, and of all else at its highest."""
     component = pair.family.backbone.component
     denoisers = {kind: getattr(backbone.pipe, component) for kind, backbone in backbones.items()}
-    functions = {kind: _forward(pair, backbones[kind], denoisers[kind], device) for kind in KINDS}
+    functions = {kind: forward_of(pair, backbones[kind], denoisers[kind], device) for kind in KINDS}
     figures = compare_all(
         take_turns(functions, turns, device, warm_up=3 if device.type == "cuda" else 1, name="forward")
     )
@@ -165,7 +165,7 @@ def measure_forward(pair: Pair, backbones: dict[str, Backbone], turns: int, devi
     return figures
 
 
-def _forward(
+def forward_of(
     pair: Pair, backbone: Backbone, model: torch.nn.Module, device: torch.device
 ) -> Callable[[], torch.Tensor]:
     inputs = denoiser_inputs(pair, model.config, pair.size, device, model.dtype)

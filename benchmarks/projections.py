@@ -1,0 +1,65 @@
+"""Where a joint forward can take more time than its base's: the layers that grow, each on its own inputs of a forward."""
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from diffusers_jdm.evaluation.overhead import KINDS, forward_of
+from diffusers_jdm.evaluation.overhead_models import real_pair, with_random_weights
+
+
+def grown_layers(base: nn.Module, joint: nn.Module) -> list[str]:
+    """Names of the layers whose own weights have another shape in the joint model."""
+    shapes = {name: parameter.shape for name, parameter in base.named_parameters()}
+    grown = [name for name, parameter in joint.named_parameters() if parameter.shape != shapes.get(name)]
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in grown))
+
+
+def inputs_of(model: nn.Module, names: list[str], forward) -> dict[str, torch.Tensor]:
+    """What each of these layers is given in one forward."""
+    inputs = {}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: inputs.update({name: given[0]})
+        )
+        for name in names
+    ]
+    forward()
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+@torch.no_grad()
+def measure_projections(family: str, size, dtype: str, turns: int, repeats: int = 20) -> dict:
+    """On the CPU, by the process's own clock, base and joint in turns.
+
+    Returns:
+        `dict`: `layers`: for each its `base_seconds`, `joint_seconds`; `forward_seconds` of the base; and `share`: what the joint
+        layers take more than the base's, all together, over the base's forward.
+    """
+    device = torch.device("cpu")
+    pair = real_pair(family, size, on_gpu=False)
+    backbones = with_random_weights(pair, device, getattr(torch, dtype))
+    models = {kind: getattr(backbones[kind].pipe, pair.family.backbone.component) for kind in KINDS}
+    forwards = {kind: forward_of(pair, backbones[kind], models[kind], device) for kind in KINDS}
+    names = grown_layers(models["base"], models["joint"])
+    inputs = {kind: inputs_of(models[kind], names, forwards[kind]) for kind in KINDS}
+    start = time.process_time()
+    forwards["base"]()
+    forward_seconds = time.process_time() - start
+    seconds = {(name, kind): [] for name in names for kind in KINDS}
+    for turn in tqdm(range(turns), desc=f"{family}'s projections"):
+        for name in names:
+            for kind in KINDS if turn % 2 else reversed(KINDS):
+                layer, given = models[kind].get_submodule(name), inputs[kind][name]
+                start = time.process_time()
+                for _ in range(repeats):
+                    layer(given)
+                seconds[name, kind].append((time.process_time() - start) / repeats)
+    layers = {name: {f"{kind}_seconds": statistics.median(seconds[name, kind]) for kind in KINDS} for name in names}
+    more = sum(of["joint_seconds"] - of["base_seconds"] for of in layers.values())
+    return {"layers": layers, "forward_seconds": forward_seconds, "share": more / forward_seconds}
