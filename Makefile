@@ -120,6 +120,7 @@ report: setup  ## all figures of the shipped small CogVideoX checkpoints, base a
 		--output $(REPORT)/figure.html --detector exact --num_inference_steps 25 --guidance_scale 3
 	$(BIN)/diffusers-jdm evaluate shapes examples/shapes/base examples/shapes/joint --output $(REPORT)/shapes.json
 	$(BIN)/diffusers-jdm evaluate overhead examples/shapes/joint examples/shapes/base --output $(REPORT)/overhead.json
+	cp docs/ablation.json docs/images/ablation.png $(REPORT)
 	$(BIN)/diffusers-jdm evaluate report $(REPORT) --output docs/report.html
 
 ablation: setup  ## Figure 4 and Table 5 in small, resumable, to outputs/ablation; many hours on 2 cores

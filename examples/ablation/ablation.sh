@@ -11,7 +11,7 @@ frames=20000
 text_steps=1000
 base_clips=3000
 seeds="0 1 2"
-settings=()
+declare -A settings=([cogvideox]="" [modelscope]="--train_batch_size 8 --max_train_steps 300 --validation_steps 150 --curve_prompts 8 --final_prompts 20")
 declare -A frame_steps=([cogvideox]=1300 [modelscope]=350) base_steps=([cogvideox]=1600 [modelscope]=450)
 if [[ ${2:-} == quick ]]; then
     root=outputs/ablation-quick
@@ -23,7 +23,7 @@ if [[ ${2:-} == quick ]]; then
     frame_steps[cogvideox]=200
     base_steps[cogvideox]=240
     seeds=0
-    settings=(--max_train_steps 40 --validation_steps 20 --curve_prompts 4 --final_prompts 8)
+    settings[cogvideox]="--max_train_steps 40 --validation_steps 20 --curve_prompts 4 --final_prompts 8"
 fi
 
 declare -A shipped=([cogvideox]=joint [modelscope]=joint_modelscope) suffix=([cogvideox]="" [modelscope]=_modelscope)
@@ -45,7 +45,7 @@ for family in $families; do
             --num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision bf16 --disable_vae_tiling
     done
     export ACCELERATE_USE_CPU=true
-    run=("$bin/python" examples/ablation/run.py --root $root --family $family "${settings[@]}")
+    run=("$bin/python" examples/ablation/run.py --root $root --family $family ${settings[$family]})
     "${run[@]}" --variants  # the base alone
     # Two runs of one thread each get more done than one after another with two; each pair continues where it was stopped
     for seed in $seeds; do

@@ -29,6 +29,7 @@ BENCHMARKS = {
 }
 FAMILY = {
     "variants": {"direct": {"count": 0.5, "count_std": 0.1}, "jdm": {"count": 0.7, "count_std": 0.2}},
+    "reasons": {"jdm_whole": {"count": 0.61, "count_std": 0.0, "seeds": [0, 2]}},
     "base": {"count": 0.4},
     "null": {"count": 0.3},
     "ceiling": {"count": 1.0},
@@ -83,6 +84,7 @@ def test_the_page_has_all_figures_and_its_pictures_inside(run):
     for value in (*ROW.values(), 0.8123):
         assert f"{value:.3f}" in page.cells
     assert "0.500 ± 0.100" in page.cells and "0.700 ± 0.200" in page.cells
+    assert "jdm_whole, of seeds [0, 2]" in page.cells and "0.610 ± 0.000" in page.cells
     assert f"{12 / 20:.3f}" in page.cells  # the mask's IoU: 4×4 pixels moved by one
     assert "my/<joint>" in page.cells and ("joint", {}) not in page.tags
     (picture,) = (attrs["src"] for tag, attrs in page.tags if tag == "img")

@@ -123,6 +123,7 @@ def ablation_section(figures: dict[str, Any]) -> str:
     for family, of in figures["families"].items():
         columns = [name for name in COLUMNS if any(name in row for row in of["variants"].values())]
         rows = {name: of[name] for name in ("base", "null", "ceiling")} | of["variants"]
+        rows |= {f"{name}, of seeds {row['seeds']}": row for name, row in of["reasons"].items()}
         body = []
         for name, row in rows.items():
             stds = [f" ± {row[f'{column}_std']:.3f}" if f"{column}_std" in row else "" for column in columns]
