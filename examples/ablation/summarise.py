@@ -55,13 +55,14 @@ def curves_of(family: Path) -> dict[str, dict[int, list[dict]]]:
 
 
 def spread(points: list[dict]) -> dict[str, float]:
-    """Mean and standard deviation (of a sample) over the seeds, of each metric that all points have."""
+    """Mean and, of more than one seed, standard deviation (of a sample), of each metric that all points have."""
     row = {}
     for name in COLUMNS:
         values = [point[name] for point in points]
         if None not in values:
             row[name] = float(np.mean(values))
-            row[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            if len(values) > 1:
+                row[f"{name}_std"] = float(np.std(values, ddof=1))
     return row
 
 
@@ -139,9 +140,9 @@ def draw(families: dict[str, dict], path: Path) -> None:
 
 
 def draw_curve(axis, base: float | None, points: list[dict], name: str, variant: str) -> None:
-    start = [] if base is None else [{"step": 0, name: base, f"{name}_std": 0.0}]
+    start = [] if base is None else [{"step": 0, name: base}]
     points = [*start, *points]
-    steps, mean, std = (np.array([point[key] for point in points]) for key in ("step", name, f"{name}_std"))
+    steps, mean, std = (np.array([point.get(key, 0) for point in points]) for key in ("step", name, f"{name}_std"))
     axis.plot(steps, mean, color=COLOURS[variant], linewidth=1.4)
     axis.fill_between(steps, mean - std, mean + std, color=COLOURS[variant], alpha=0.15, linewidth=0)
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from diffusers_jdm import cli
 from diffusers_jdm.evaluation.card_metrics import add_to_card, card_results
 from diffusers_jdm.evaluation.mask_evaluation import evaluate_masks
-from diffusers_jdm.evaluation.report import write_report
+from diffusers_jdm.evaluation.report import from_markdown, write_report
 from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS
 from diffusers_jdm.evaluation.shapes_suite import METRICS
 
@@ -161,3 +161,9 @@ def test_no_card(run, tmp_path):
     (tmp_path / "README.md").write_text("---\n: [\n---\n")
     with pytest.raises(ValueError, match=r"metadata of .* cannot be read: [^\n]+$"):
         add_to_card(tmp_path / "README.md", card_results(run))
+
+
+def test_texts_of_the_verbs_become_html():
+    page = from_markdown("`a & b`: two\nlines\n\n| x | y |\n|---|---:|\n| joint, `c=True` | <1> |")
+    assert page.startswith("<p><code>a &amp; b</code>: two lines</p><table>")
+    assert "<th>x</th><th>y</th></tr><tr><td>joint, <code>c=True</code></td><td>&lt;1&gt;</td></tr></table>" in page

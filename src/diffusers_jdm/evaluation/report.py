@@ -11,6 +11,7 @@ A folder may hold, each by the name that it is looked for by:
 import base64
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from html import escape
 from importlib.metadata import version
@@ -167,16 +168,16 @@ def html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def from_markdown(words: str) -> str:
-    """Paragraphs and tables, which is all that the verbs' texts have."""
+    """Paragraphs, tables and code words, which is all that the verbs' texts have."""
     parts = []
     for block in words.split("\n\n"):
         lines = block.strip().splitlines()
         if lines and all(line.startswith("|") for line in lines):
-            rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+            rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
             parts.append(html_table(rows[0], [row for row in rows[1:] if not set("".join(row)) <= set("-:")]))
         elif lines:
             parts.append(f"<p>{text(' '.join(lines))}</p>")
-    return "".join(parts)
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", "".join(parts))
 
 
 def image(path: Path) -> str:
