@@ -126,7 +126,7 @@ report: setup  ## all figures of the shipped small CogVideoX checkpoints, base a
 ablation: setup  ## Figure 4 and Table 5 in small, resumable, to outputs/ablation; many hours on 2 cores
 	examples/ablation/ablation.sh $(BIN)
 
-ablation-quick: setup  ## the same axes in some 20 minutes, with no claim to a result
+ablation-quick: setup  ## the same axes in a quarter of an hour, with no claim to a result
 	examples/ablation/ablation.sh $(BIN) quick
 
 shapes: setup  ## train the small checkpoints again, from nothing; hours on a CPU
