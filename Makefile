@@ -8,7 +8,7 @@ AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo app test test-oldest check format audit dist bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test test-oldest check format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 

@@ -23,7 +23,7 @@ FAMILIES = {"cogvideox": "bfloat16", "modelscope": "float32"}  # on a CPU; on a 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), default=list(FAMILIES))
-    parser.add_argument("--turns", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=30)
     parser.add_argument(
         "--size", type=int, nargs=3, help="frames, height, width, of all families; by default their own"
     )
