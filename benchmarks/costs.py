@@ -52,8 +52,9 @@ def overhead(found: dict) -> list[Row]:
         rows.append(Row(f"operations of {name} at the paper's size", "its base", flops, None, 1.005))
         rows.append(Row(f"peak memory of {name}'s forward", "its base", found[f"{family}_peak_memory_ratio"]))
         if f"{family}_projections" in found:  # on a CPU
-            share = 1 + found[f"{family}_projections"]["share"]
-            rows.append(Row(f"forward of {name} by its grown layers alone", "its base", share))
+            of = found[f"{family}_projections"]
+            spread = tuple(1 + share for share in of["share_spread"])
+            rows.append(Row(f"forward of {name}, its grown layers alone", "its base", 1 + of["share"], spread))
     return rows
 
 
@@ -151,8 +152,8 @@ def table(reports: dict[str, dict]) -> str:
                     f"| {row.of} | {row.value:.3g} {row.unit} | {limit} | {met(row.value, row.limit)} | {by} |"
                 )
             else:
-                spread = f"{row.spread[0]:.3f} to {row.spread[1]:.3f}" if row.spread else ""
-                digits = 3 if row.spread or abs(row.ratio - 1) > 0.001 else 5
+                digits = 5 if all(abs(value - 1) < 0.001 for value in (row.ratio, *(row.spread or ()))) else 3
+                spread = " to ".join(f"{value:.{digits}f}" for value in row.spread or ())
                 cells = f"{row.ratio:.{digits}f} | {spread} | {row.limit or ''} | {met(row.ratio, row.limit)} | {by} |"
                 ratios.append(f"| {row.of} | {row.over} | {cells}")
     commits = ", ".join(f"{name} {found['commit']}" for name, found in reports.items())

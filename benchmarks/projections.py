@@ -39,7 +39,7 @@ def measure_projections(family: str, size, dtype: str, turns: int, repeats: int 
 
     Returns:
         `dict`: `layers`: for each its `base_seconds`, `joint_seconds`; `forward_seconds` of the base; and `share`: what the joint
-        layers take more than the base's, all together, over the base's forward.
+        layers take more than the base's, all together, over the base's forward, with `share_spread`, its lowest and highest turn.
     """
     device = torch.device("cpu")
     pair = real_pair(family, size, on_gpu=False)
@@ -48,18 +48,26 @@ def measure_projections(family: str, size, dtype: str, turns: int, repeats: int 
     forwards = {kind: forward_of(pair, backbones[kind], models[kind], device) for kind in KINDS}
     names = grown_layers(models["base"], models["joint"])
     inputs = {kind: inputs_of(models[kind], names, forwards[kind]) for kind in KINDS}
-    start = time.process_time()
-    forwards["base"]()
-    forward_seconds = time.process_time() - start
+    forward_seconds = statistics.median(seconds_of(forwards["base"], 1) for _ in range(3))
     seconds = {(name, kind): [] for name in names for kind in KINDS}
     for turn in tqdm(range(turns), desc=f"{family}'s projections"):
         for name in names:
             for kind in KINDS if turn % 2 else reversed(KINDS):
                 layer, given = models[kind].get_submodule(name), inputs[kind][name]
-                start = time.process_time()
-                for _ in range(repeats):
-                    layer(given)
-                seconds[name, kind].append((time.process_time() - start) / repeats)
-    layers = {name: {f"{kind}_seconds": statistics.median(seconds[name, kind]) for kind in KINDS} for name in names}
-    more = sum(of["joint_seconds"] - of["base_seconds"] for of in layers.values())
-    return {"layers": layers, "forward_seconds": forward_seconds, "share": more / forward_seconds}
+                seconds[name, kind].append(seconds_of(lambda layer=layer, given=given: layer(given), repeats))
+    more = [sum(seconds[name, "joint"][k] - seconds[name, "base"][k] for name in names) for k in range(turns)]
+    return {
+        "layers": {
+            name: {f"{kind}_seconds": statistics.median(seconds[name, kind]) for kind in KINDS} for name in names
+        },
+        "forward_seconds": forward_seconds,
+        "share": statistics.median(more) / forward_seconds,
+        "share_spread": [min(more) / forward_seconds, max(more) / forward_seconds],
+    }
+
+
+def seconds_of(function, repeats: int) -> float:
+    start = time.process_time()
+    for _ in range(repeats):
+        function()
+    return (time.process_time() - start) / repeats

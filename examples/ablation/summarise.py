@@ -120,7 +120,7 @@ def draw(families: dict[str, dict], path: Path) -> None:
     for row, (family, figures) in zip(axes, families.items()):
         for axis, name in zip(row, SHOWN):
             for variant, points in figures["curves"].items():
-                if name in points[0]:
+                if any(name in point for point in points):
                     draw_curve(axis, figures["first"].get(name), points, name, variant)
             if figures["null"].get(name) is not None:
                 axis.axhline(figures["null"][name], color="black", linewidth=0.8, linestyle=":")
@@ -141,7 +141,7 @@ def draw(families: dict[str, dict], path: Path) -> None:
 
 def draw_curve(axis, base: float | None, points: list[dict], name: str, variant: str) -> None:
     start = [] if base is None else [{"step": 0, name: base}]
-    points = [*start, *points]
+    points = [point for point in [*start, *points] if name in point]  # where all seeds have it
     steps, mean, std = (np.array([point.get(key, 0) for point in points]) for key in ("step", name, f"{name}_std"))
     axis.plot(steps, mean, color=COLOURS[variant], linewidth=1.4)
     axis.fill_between(steps, mean - std, mean + std, color=COLOURS[variant], alpha=0.15, linewidth=0)

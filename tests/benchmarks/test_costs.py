@@ -21,6 +21,7 @@ REPORTS = {
             "forward_interval": [0.999, 1.004],
             "flops_ratio_at_paper_size": 1.0000719,
             "peak_memory_ratio": 1.0001,
+            "projections": {"share": 0.00004, "share_spread": [0.00003, 0.00006]},
         }.items()
     },
     "train": {
@@ -77,6 +78,7 @@ def test_every_benchmark_has_its_rows(costs, tmp_path):
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.endswith("` |")]
     assert {row[-1] for row in rows} == {f"`bench-{name.replace('_', '-')}`" for name in costs.BENCHMARKS}
     assert "| forward of CogVideoX-2B | its base | 1.002 | 0.999 to 1.004 | 1.005 | yes | `bench-overhead` |" in text
+    assert "| forward of CogVideoX-2B, its grown layers alone | its base | 1.00004 | 1.00003 to 1.00006 |" in text
     assert "| conversion of a full-size base | copying its files | 1.250 | 1.100 to 1.400 | 1.2 | no |" in text
     assert "| start of training on 1,000,000 latents | 10.5 s | 10 s | no | `bench-data` |" in text
     assert "| peak memory of conversion | 4.1 GB | 4.4 GB | yes | `bench-startup` |" in text

@@ -1,5 +1,6 @@
 """The layers that grow are found, and given what a forward gives them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,20 @@ def test_a_layer_gets_the_inputs_of_a_forward(monkeypatch):
     inputs = projections.inputs_of(model, ["0", "2"], lambda: model(x))
     assert torch.equal(inputs["0"], x) and torch.equal(inputs["2"], model[1](model[0](x)))
     assert not model[0]._forward_pre_hooks and not model[2]._forward_pre_hooks
+
+
+def test_the_share_of_a_forward(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import projections
+
+    from diffusers_jdm.evaluation.overhead_models import real_pair
+
+    small = small_models.cogvideox_base_pipeline().transformer
+    pair = real_pair("cogvideox", (9, 16, 16), False)
+    family = replace(pair.family, text_length=small.config.max_text_seq_length)
+    configs = {"base": dict(small.config), "joint": dict(inflate(small).config)}
+    pair = replace(pair, family=family, configs=configs)
+    monkeypatch.setattr(projections, "real_pair", lambda *_, **__: pair)
+    found = projections.measure_projections("cogvideox", (9, 16, 16), "float32", turns=3, repeats=2)
+    assert list(found["layers"]) == ["patch_embed.proj", "proj_out"] and found["forward_seconds"] > 0
+    assert found["share_spread"][0] <= found["share"] <= found["share_spread"][1] < 1

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from diffusers_jdm.data.ids import Ids
+from diffusers_jdm.data.ids import Ids, packed
 
 
 @pytest.fixture
@@ -17,17 +17,18 @@ def names():
 
 
 def test_they_are_a_sequence_of_str(names):
-    ids = Ids([names[:3], [], names[3:]])
+    ids = Ids([packed(names[:3]), packed([]), packed(names[3:])])
     assert list(ids) == names == [ids[i] for i in range(len(ids))] and ids[-1] == names[-1]
     assert ids == names and ids != names[:-1] and ids != names[::-1] and ids == pickle.loads(pickle.dumps(ids))
+    assert Ids([packed(["a"])]) != "a"
     assert names[7] in ids and ids.index(names[7]) == names.index(names[7])
     with pytest.raises(IndexError):
         ids[500]
-    assert len(Ids([])) == 0 and list(Ids([[]])) == [] and Ids([]).double() is None
+    assert len(Ids([])) == 0 and list(Ids([packed([])])) == [] and Ids([]).double() is None
 
 
 def test_their_order_is_that_of_python(names):
-    ids = Ids([names])
+    ids = Ids([packed(names)])
     order = ids.order()
     assert ids.take(order) == sorted(names)
     assert order.tolist() == sorted(range(len(names)), key=names.__getitem__)
@@ -35,10 +36,16 @@ def test_their_order_is_that_of_python(names):
 
 
 def test_a_name_that_is_there_twice_is_found():
-    assert Ids([["b", "a"], ["c"]]).double() is None
-    assert Ids([["b", "a"], ["c", "b", "b"]]).double() == ("b", 3)
+    assert Ids([packed(["b", "a"]), packed(["c"])]).double() is None
+    assert Ids([packed(["b", "a"]), packed(["c", "b", "b"])]).double() == ("b", 3)
 
 
 def test_many_take_their_bytes():
-    ids = Ids([f"clip-{i:08d}" for i in range(first, first + 1000)] for first in range(0, 100_000, 1000))
+    ids = Ids(packed([f"clip-{i:08d}" for i in range(k, k + 1000)]) for k in range(0, 100_000, 1000))
     assert len(pickle.dumps(ids)) < 13 * 100_000 + 1000
+
+
+@pytest.mark.parametrize("name", ["a\0", "x" * 1001, 7, None, "\ud800"])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"the id .* is no text of at most 1000 characters|surrogates not allowed"):
+        packed(["a", name])

@@ -266,7 +266,16 @@ def test_a_file_that_is_no_parquet(tmp_path, content):
 def test_large_row_groups_are_warned_of(tmp_path, monkeypatch):
     monkeypatch.setattr("diffusers_jdm.data.manifest.LARGE_ROW_GROUP", 100)
     write_manifest(tmp_path, [row()])
-    with pytest.warns(UserWarning, match="row_group_size=64"):
+    with pytest.warns(UserWarning, match="row_group_size=64") as record:
+        Manifest(tmp_path)
+    assert record[0].filename == __file__  # the caller's line
+
+
+def test_an_id_that_is_too_long(tmp_path):
+    write_manifest(tmp_path, [row() | {"id": "x" * 1001}])
+    with pytest.raises(
+        ValueError, match=r"manifest-00000-of-00001.parquet: the id 'x{50}\.\.\.' is no text of at most"
+    ):
         Manifest(tmp_path)
 
 

@@ -58,6 +58,13 @@ def test_views_of_one_tensor_are_stored(tmp_path):
     assert torch.equal(LatentSource(tmp_path).read(0, None)["video"], batch[0].permute(1, 0, 2, 3))
 
 
+def test_an_id_that_is_none_is_named_with_its_file(folder):
+    index = folder / "shard-000-00002.jsonl"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id": 7}) + "\n")
+    with pytest.raises(ValueError, match=r"shard-000-00002.jsonl: the id 7 is no text of at most 1000 characters"):
+        LatentSource(folder)
+
+
 # What of a folder is kept
 
 

@@ -5,17 +5,27 @@ from typing import Any
 
 import numpy as np
 
+LONGEST = 1000  # characters; an array gives each name as many bytes as the longest
+
+
+def packed(names: Sequence[str]) -> np.ndarray:
+    """Names as UTF-8 in one array. Raises ValueError for what no name of a clip can be."""
+    for name in names:
+        if not isinstance(name, str) or "\0" in name or len(name) > LONGEST:
+            shown = name if not isinstance(name, str) else f"{name[:50]}..." if len(name) > LONGEST else name
+            raise ValueError(f"the id {shown!r} is no text of at most {LONGEST} characters without NUL.")
+    return np.array([name.encode() for name in names], dtype=bytes)
+
 
 class Ids(Sequence[str]):
     """A sequence of `str` in one array, which takes as many bytes as the longest for each; a list of them takes some 60 more.
 
     Args:
-        parts: lists of names, of each file one.
+        parts: names as `packed` gives them, of each file one array.
     """
 
-    def __init__(self, parts: Iterable[Sequence[str]]):
-        encoded = [np.array([name.encode() for name in names], dtype=bytes) for names in parts]
-        self._names = np.concatenate([np.array([], bytes), *encoded])
+    def __init__(self, parts: Iterable[np.ndarray]):
+        self._names = np.concatenate([np.array([], bytes), *parts])
 
     def __len__(self) -> int:
         return len(self._names)
@@ -27,7 +37,9 @@ class Ids(Sequence[str]):
         return (name.decode() for name in self._names)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other))
 
     def __repr__(self) -> str:
         return f"<{len(self)} ids>"
@@ -38,9 +50,7 @@ class Ids(Sequence[str]):
 
     def take(self, positions: np.ndarray) -> "Ids":
         """Those at these positions, in their order."""
-        taken = Ids([])
-        taken._names = self._names[positions]
-        return taken
+        return Ids([self._names[positions]])
 
     def double(self) -> tuple[str, int] | None:
         """A name that is there more than once, and how often; None if there is none."""

@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError('reading and writing manifests needs pyarrow: pip install "diffusers-jdm[train]"') from error
 
-from .ids import Ids
+from .ids import Ids, packed
 
 SCHEMA = pa.schema(
     [
@@ -118,15 +118,12 @@ class Manifest:
         if not self.files:
             raise ValueError(f"{self.folder} holds no manifest: no *.parquet in it.")
         _check_complete(self.files)
-        groups = []  # (file, row group in it, its rows)
-
-        def ids_of_files():
-            for number, path in enumerate(self.files):
-                ids, sizes = _read_ids(path)
-                groups.extend((number, group, size) for group, size in enumerate(sizes))
-                yield ids
-
-        self.ids = Ids(ids_of_files())
+        ids, groups = [], []  # (file, row group in it, its rows)
+        for number, path in enumerate(self.files):
+            of_file, sizes = _read_ids(path)
+            ids.append(of_file)
+            groups += [(number, group, size) for group, size in enumerate(sizes)]
+        self.ids = Ids(ids)
         if not len(self.ids):
             raise ValueError(f"{self.folder} holds a manifest without rows.")
         double = self.ids.double()
@@ -225,7 +222,7 @@ def _check_complete(files: list[Path]) -> None:
             )
 
 
-def _read_ids(path: Path) -> tuple[list[str], list[int]]:
+def _read_ids(path: Path) -> tuple[np.ndarray, list[int]]:
     """The ids of one file and the sizes of its row groups. Raises ValueError if it is no such manifest."""
     try:
         with pq.ParquetFile(path) as file:
@@ -237,6 +234,10 @@ def _read_ids(path: Path) -> tuple[list[str], list[int]]:
         raise ValueError(f"{path} cannot be read as a parquet file: {_one_line(error)}") from error
     if None in ids:
         raise ValueError(f"{path} holds a row without an id.")
+    try:
+        ids = packed(ids)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     if any(group.total_byte_size > LARGE_ROW_GROUP for group in groups):
         warnings.warn(

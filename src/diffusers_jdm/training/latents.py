@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from ..data.ids import Ids
+from ..data.ids import Ids, packed
 from ..data.manifest import BadSampleError
 from .dataset import Region
 
@@ -178,17 +178,17 @@ def _clips(paths: list[Path]) -> tuple[Ids, np.ndarray]:
 
     Numbers lie in an array: a million tuples would set off the garbage collector again and again, a quarter of the time.
     """
-    places = array("q")
-
-    def ids_of_files():
-        for number, path in enumerate(paths):
-            names = []
-            for offset, entry in read_index(path):
-                names.append(entry["id"])
-                places.extend((number, offset))
-            yield names
-
-    return Ids(ids_of_files()), np.frombuffer(places, np.int64).reshape(-1, 2)
+    parts, places = [], array("q")
+    for number, path in enumerate(paths):
+        names = []
+        for offset, entry in read_index(path):
+            names.append(entry["id"])
+            places.extend((number, offset))
+        try:
+            parts.append(packed(names))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return Ids(parts), np.frombuffer(places, np.int64).reshape(-1, 2)
 
 
 def read_index(path: Path):
