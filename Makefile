@@ -114,7 +114,7 @@ bench-check: setup  ## short forms of these: is a ratio worse than benchmarks/re
 
 REPORT := outputs/report
 
-report: setup  ## all figures of the shipped small CogVideoX checkpoints, base and joint, to docs/report.html; some ten minutes on two cores
+report: setup  ## all figures of the shipped small CogVideoX checkpoints, base and joint, to docs/report.html; seven minutes on two cores
 	mkdir -p $(REPORT)
 	$(BIN)/diffusers-jdm evaluate figure examples/shapes/base examples/shapes/joint --prompts examples/shapes/prompts.txt \
 		--output $(REPORT)/figure.html --detector exact --num_inference_steps 25 --guidance_scale 3
