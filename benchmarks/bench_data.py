@@ -8,7 +8,7 @@
 - workers: samples a second of both loaders without encoding, by `--dataloader_num_workers`, in turns
 - clip: bytes of a clip of CogVideoX-2B's size (49 frames of 480×720) in a cache with the masks of four subsets
 - records: memory and start-up time of a training with so many clips; their files are not there, only what says where they are.
-  Memory is what the process comes to hold at most. Of a record it keeps the id and the place: linear, but some tens of bytes each.
+  Memory is what the process comes to hold at most. Of a record it keeps the id and the place: linear, but some hundred bytes each.
 """
 
 import argparse
