@@ -11,6 +11,7 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, UNet3DCond
 from safetensors.torch import load_file, save_file
 
 import diffusers_jdm.convert
+import diffusers_jdm.inflate_shard
 from diffusers_jdm.convert import convert
 from diffusers_jdm.inflation import inflate
 from diffusers_jdm.models import JDMTransformer3DModel, JDMUNet3DConditionModel
@@ -215,7 +216,7 @@ def test_interrupted_conversion_leaves_nothing(base, out, error, monkeypatch):
         assert any(out.parent.glob(".joint.partial-*/*"))  # it is under way
         raise error
 
-    monkeypatch.setattr(diffusers_jdm.convert, "save_file", interrupted)
+    monkeypatch.setattr(diffusers_jdm.inflate_shard, "save", interrupted)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
         convert(base, out)
     assert not any("joint" in path.name for path in out.parent.iterdir())

@@ -1,7 +1,7 @@
 """A base pipeline's folder or Hub repo to a joint checkpoint, without loading the models.
 
-Files are copied as they are; only the denoiser's shards that hold its input or output projection are written anew, one
-after the other, so memory never holds more than the largest of them. The result has the code islands beside its
+Files are copied as they are, also the weights, but for the denoiser's input and output projections: their shards are written
+anew, tensor by tensor, so memory never holds more than the projections. The result has the code islands beside its
 weights, so as a Hub repo it loads with and without this package.
 """
 
@@ -17,11 +17,11 @@ import diffusers
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from diffusers_jdm.hub import write_card
-from diffusers_jdm.inflation import JOINT_CLASSES, PROJECTIONS, inflate_state_dict, joint_config
+from diffusers_jdm.inflate_shard import inflate_shard
+from diffusers_jdm.inflation import JOINT_CLASSES, joint_config
 
 
 class _Family(NamedTuple):
@@ -90,7 +90,7 @@ def convert(
                 for path in paths:
                     target = partial / component / path.name
                     if path in weights:
-                        added_bytes += _inflate_file(path, target)
+                        added_bytes += inflate_shard(path, target)
                     else:
                         shutil.copyfile(path, target)
                     progress.update(path.stat().st_size)
@@ -228,19 +228,6 @@ def _check_weights(paths: list[Path], base_class: str, config: dict[str, Any], f
 
 
 # 3. What is written anew
-
-
-def _inflate_file(source: Path, target: Path) -> int:
-    """Writes a shard with its projections grown, or copies one that has none. Returns by how many bytes it grew."""
-    with safe_open(source, framework="pt") as shard:
-        grown = [name for name in shard.keys() if name in PROJECTIONS]  # noqa: SIM118
-        if not grown:
-            shutil.copyfile(source, target)
-            return 0
-        tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-        added_bytes = sum(tensors[name].numel() * tensors[name].element_size() for name in grown)
-        save_file(inflate_state_dict(tensors), target, metadata=shard.metadata())
-        return added_bytes
 
 
 def _finish_denoiser(folder: Path, base_class: str, config: dict[str, Any], added_bytes: int) -> None:
