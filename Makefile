@@ -97,7 +97,7 @@ bench-gradient-checkpointing: setup  ## time and memory with it over those witho
 bench-overhead: setup  ## a forward of the joint models over one of their bases: real widths and depth, random weights
 	$(BIN)/python benchmarks/bench_overhead.py
 
-bench-startup: setup  ## imports, --help, and the conversion of a full-size base; 18 GB of disk
+bench-startup: setup  ## imports, --help, and the conversion of a full-size base; 27 GB of disk
 	$(BIN)/python benchmarks/bench_startup.py
 
 bench-data: setup  ## cached latents over online encoding, workers, memory and start-up by the number of clips

@@ -173,7 +173,7 @@ def measure_conversion(args) -> dict[str, float]:
             figures[prefix + name] = statistics.median(column(work, name))
         figures[f"{prefix}peak_bytes"] = max(column(work, "peak_bytes"))
     figures["peak_memory_ratio"] = figures["peak_bytes"] / figures["copy_peak_bytes"]
-    # Of the denoiser: the other shards are copied, and never in memory.
+    # Of the denoiser's shards: the others are copied, whatever becomes of these.
     return figures | {"process_ratio": whole["ratio"], "bytes": size, "largest_shard_bytes": max(shards)}
 
 

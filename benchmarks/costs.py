@@ -87,7 +87,12 @@ def gradient_checkpointing(found: dict) -> list[Row]:
 
 def sampling(found: dict) -> list[Row]:
     return [
-        Row(f"{name}, small world", "its base's pipe(), or its denoising", of["ratio"], of["interval"])
+        Row(
+            f"{name}, small world",
+            "the base's denoising" if name == "denoising" else "the base's pipe()",
+            of["ratio"],
+            of["interval"],
+        )
         for name, of in found["ratios"].items()
     ]
 
@@ -99,14 +104,14 @@ def data(found: dict) -> list[Row | Figure]:
     for kind, name in (("latents", "precomputed"), ("videos", "online, without encoding")):
         for workers, of in list(found["workers"][kind].items())[1:]:
             rows.append(
-                Row(f"samples/s, {name}: {workers} workers", "none", of["over_first"], of["over_first_spread"])
+                Row(f"samples/s, {name}: workers: {workers}", "no workers", of["over_first"], of["over_first_spread"])
             )
     rows.append(Figure("a clip of CogVideoX-2B's size in the cache", found["bytes_a_clip"] / 1e6, "MB"))
     for kind, counts in found["records"].items():
         for count, record in counts.items():
             limit = 10 if int(count) == 1_000_000 else None
             rows.append(Figure(f"start of training on {int(count):,} {kind}", record["seconds"], "s", limit))
-            rows.append(Figure(f"memory of {int(count):,} {kind}", record["bytes"] / 1e6, "MB"))
+            rows.append(Figure(f"memory of the list of {int(count):,} {kind}", record["bytes"] / 1e6, "MB"))
     return rows
 
 
@@ -119,6 +124,8 @@ def startup(found: dict) -> list[Row | Figure]:
         of = found[key]
         rows.append(Row(name, over, of["ratio"], (of["lowest"], of["highest"]), limit))
     of = found["conversion"]
+    memory = of["peak_bytes"] / of["copy_peak_bytes"]
+    rows.append(Row("peak memory of that process, with its imports", "of the process that copies", memory))
     rows.append(Figure("slowest --help", max(found["help_seconds"].values()), "s", 1))
     rows.append(Figure("peak memory of conversion", of["peak_bytes"] / 1e9, "GB", of["largest_shard_bytes"] / 1e9 + 1))
     return rows
@@ -127,9 +134,11 @@ def startup(found: dict) -> list[Row | Figure]:
 def caches(found: dict) -> list[Row]:
     rows = []
     for name, of in found["caches"].items():
-        change = f"frames differ by {of['frame_difference']:.4f}"
+        change = f"frames differ by {of['frame_difference']:.4f} of 1"
         change += f", mask IoU {of['mask_iou']:.3f}" if of["mask_iou"] is not None else ""
-        rows.append(Row(f"speed with {name} ({change})", "without", of["speedup"], (of["lowest"], of["highest"])))
+        rows.append(
+            Row(f"speed with {name} ({change})", "speed without", of["speedup"], (of["lowest"], of["highest"]))
+        )
     return rows
 
 

@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers_jdm.inflate_shard import inflate_shard
+import diffusers_jdm.inflate_shard
+from diffusers_jdm.inflate_shard import _copy_bytes, inflate_shard
 from diffusers_jdm.inflation import PROJECTIONS, inflate_state_dict
 
 
@@ -26,7 +27,8 @@ def tensors_of(dtypes):
 @pytest.mark.parametrize(
     "dtypes", [[torch.float32], [torch.bfloat16], [torch.float16, torch.float64, torch.float32, torch.float8_e4m3fn]]
 )
-def test_byte_for_byte_what_safetensors_writes(dtypes, metadata, tmp_path):
+def test_byte_for_byte_what_safetensors_writes(dtypes, metadata, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusers_jdm.inflate_shard, "_BLOCK", 7)  # so tensors are of one block or many, whole or not
     tensors = tensors_of(dtypes)
     save_file(tensors, tmp_path / "base.safetensors", metadata)
     save_file(inflate_state_dict(tensors), tmp_path / "expected.safetensors", metadata)
@@ -56,3 +58,13 @@ def test_a_shard_without_projections_is_copied(tmp_path):
     save_file({"a.weight": torch.ones(3)}, tmp_path / "base.safetensors")
     assert inflate_shard(tmp_path / "base.safetensors", tmp_path / "joint.safetensors") == 0
     assert (tmp_path / "joint.safetensors").read_bytes() == (tmp_path / "base.safetensors").read_bytes()
+
+
+def test_a_source_that_ends_too_soon(tmp_path):
+    (tmp_path / "old").write_bytes(bytes(10))
+    with (
+        open(tmp_path / "old", "rb") as old,
+        open(tmp_path / "new", "wb") as new,
+        pytest.raises(OSError, match="old has become shorter"),
+    ):
+        _copy_bytes(old, new, 11)

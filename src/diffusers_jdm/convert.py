@@ -1,7 +1,7 @@
 """A base pipeline's folder or Hub repo to a joint checkpoint, without loading the models.
 
 Files are copied as they are, also the weights, but for the denoiser's input and output projections: their shards are written
-anew, tensor by tensor, so memory never holds more than the projections. The result has the code islands beside its
+anew, tensor by tensor, so memory never holds more than the projections and a block of a file. The result has the code islands beside its
 weights, so as a Hub repo it loads with and without this package.
 """
 

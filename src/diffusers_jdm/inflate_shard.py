@@ -1,7 +1,7 @@
 """A file of a base denoiser's weights to one of the joint denoiser's.
 
-Only the projections are ever in memory, and all else is copied, block by block: `save_file` would hold the whole shard, and
-read all of it before anything is written, which takes longer than copying (`make bench-startup`).
+Only the projections and a block of all else are ever in memory. `save_file` would hold the whole shard, and read all of it
+before anything is written.
 """
 
 import json
@@ -16,11 +16,13 @@ from safetensors.torch import save
 
 from diffusers_jdm.inflation import PROJECTIONS, inflate_state_dict
 
+_BLOCK = 2**24  # bytes that are copied at once
+
 
 def inflate_shard(source: Path, target: Path) -> int:
     """Writes `target`, a shard of a joint denoiser, out of the base's `source`. Returns by how many bytes its tensors grew.
 
-    The result is what safetensors itself would write.
+    Of a `source` that safetensors wrote, the result is what it would write itself, byte for byte.
 
     Raises:
         safetensors.SafetensorError: `source` cannot be read as safetensors.
@@ -63,7 +65,7 @@ def _grown_header(header: dict[str, Any], sizes: dict[str, int], grown: dict[str
 
 def _copy_bytes(source: BinaryIO, target: BinaryIO, count: int) -> None:
     while count:
-        block = source.read(min(count, 2**24))
+        block = source.read(min(count, _BLOCK))
         if not block:
             raise OSError(f"{source.name} has become shorter while it was read.")
         target.write(block)

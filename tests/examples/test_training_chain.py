@@ -22,9 +22,11 @@ def run(script, *arguments, cwd=ROOT):
         patch.chdir(cwd)
         patch.syspath_prepend(path.parent)
         patch.setattr("sys.argv", [str(path), *map(str, arguments)])
-        runpy.run_path(str(path), run_name="__main__")
-    AcceleratorState._reset_state(reset_partial_state=True)  # which the next script must not find
-    GradientState._reset_state()
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)  # which the next script must not find
+            GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
