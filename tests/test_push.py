@@ -351,6 +351,12 @@ def test_tokens(token, message, hub, folder, monkeypatch, tmp_path, checks):
     assert not hub.repos and bool(checks) == (token == "hf_read")  # a token that is none is known before the check
 
 
+def test_a_wrong_folder_is_known_before_the_token(hub, monkeypatch, tmp_path):
+    take_for_the_hub(hub, monkeypatch, tmp_path / "cache", None)
+    with pytest.raises(ValueError, match="nothing is no folder: name one with a checkpoint in it"):
+        push_checkpoint(tmp_path / "nothing", "lab/video")
+
+
 def test_a_repo_that_exists(hub, folder):
     push_checkpoint(folder, "lab/video")
     first = hub.refs["lab/video"]["main"]

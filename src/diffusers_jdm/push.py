@@ -15,7 +15,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from .hub import export_repo
 from .push_card import base_model_of, complete_card
 from .push_check import check_in_fresh_process
-from .push_files import Staged, dtypes_of, stage, stale
+from .push_files import Staged, dtypes_of, form_of, stage, stale
 
 REPO_ID = r"[\w.-]+/[\w.-]+"
 Metrics = Mapping[str, float] | Sequence[EvalResult]
@@ -55,6 +55,7 @@ def push_checkpoint(
         ConnectionError: the Hub refuses, or is not to be had.
     """
     _check_arguments(repo_id, revision, create_pr)
+    form_of(Path(folder), contents.get("form"))
     api = HfApi(token=token)
     with _hub_errors(repo_id):
         api.whoami()  # before the check, which takes minutes for a large model

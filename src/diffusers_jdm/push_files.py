@@ -62,7 +62,7 @@ def stage(folder: Path, target: Path, form: str | None = None) -> Staged:
     Raises:
         ValueError: the folder is no checkpoint, or a part of it is missing, damaged, or a pickle.
     """
-    form = _form(folder, form)
+    form = form_of(folder, form)
     target.mkdir(parents=True)
     for path in folder.iterdir():
         if path.is_file() and (path.name == "README.md" or path.name.startswith("LICENSE")):
@@ -154,7 +154,8 @@ def stale(names: list[str], staged: Staged) -> list[str]:
     ]
 
 
-def _form(folder: Path, wanted: str | None) -> str:
+def form_of(folder: Path, wanted: str | None = None) -> str:
+    """Whether the folder holds a "pipeline" or a "lora". Raises ValueError if neither, or both and `wanted` does not say which."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: name one with a checkpoint in it.")
     found = {"pipeline": folder / MODEL_INDEX, "lora": folder / LORA_WEIGHT_NAME_SAFE}

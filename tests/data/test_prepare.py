@@ -325,6 +325,7 @@ def test_wrong_calls_are_one_line(arguments, message, videos, tmp_path, capsys):
     assert main(["prepare", *[names.get(argument, argument) for argument in arguments]]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("diffusers-jdm: error: ") and message in error
+    assert not (tmp_path / "out").exists() or "slurm" in arguments  # which is refused after the listing
 
 
 def test_two_at_once_are_refused(videos, tmp_path):

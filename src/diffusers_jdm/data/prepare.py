@@ -83,6 +83,7 @@ def prepare(
     check_stages([*(stages or ()), *([redo] if redo else ())])
     if folder.is_file():
         raise ValueError(f"{folder} is a file; OUT must be a folder.")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder)
     wanted = [stage for stage in STAGES if stage in (stages or STAGES) and is_on(stage, settings)]
@@ -90,8 +91,13 @@ def prepare(
         for stage in wanted:
             check_same_settings(folder, stage, settings, forgotten(redo))
         importer = settings.clips.importer
-        clips = find_imported(importer, videos) if importer else find_videos(videos, leave_out=folder)
-        num_shards = list_clips(folder, clips, settings.clips.shard_size)
+        try:
+            clips = find_imported(importer, videos) if importer else find_videos(videos, leave_out=folder)
+            num_shards = list_clips(folder, clips, settings.clips.shard_size)
+        except ValueError:  # wrong VIDEOS leave no OUT behind
+            if is_new:
+                shutil.rmtree(folder)
+            raise
         check_earlier_stages(folder, wanted, settings, num_shards)
         jobs = []
         for stage in wanted:
