@@ -108,10 +108,14 @@ class Browser:
             time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """A real click at the middle of the element, which is scrolled into view."""
+        """A real click at the middle of the element, which is scrolled into view, as soon as it stays where it is."""
         place = f"""(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: "nearest"}});
             const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
-        x, y = self.run(place)
+        before, (x, y) = None, self.run(place)
+        end = time.monotonic() + 2
+        while (x, y) != before and time.monotonic() < end:
+            time.sleep(0.05)
+            before, (x, y) = (x, y), self.run(place)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -331,13 +331,17 @@ def page(address, tmp_path):
         assert asked and all(url.startswith((address, "data:", f"blob:{address}")) for url in asked)
 
 
-def go_to(page, tab):
+def click_until(page, selector, condition):
     """A click misses where the page moves between a look and the click; a visitor would click again."""
     end = time.monotonic() + 60
-    while not page.run(f"document.querySelector('#{tab}-button').ariaSelected === 'true'"):
-        assert time.monotonic() < end, f"the tab {tab} does not open"
-        page.click(f"#{tab}-button")
+    while not page.run(condition):
+        assert time.monotonic() < end, f"clicks on {selector} do not lead to {condition}"
+        page.click(selector)
         time.sleep(0.5)
+
+
+def go_to(page, tab):
+    click_until(page, f"#{tab}-button", f"document.querySelector('#{tab}-button').ariaSelected === 'true'")
     page.wait(f"!!document.querySelector('#{tab} .empty')?.offsetParent", 60)
 
 
@@ -408,8 +412,8 @@ def test_text_to_video_on_the_page(page, pipe, tmp_path):
 
 
 def test_an_example_is_a_click_away(page):
-    page.click("#text .gallery-item:nth-of-type(4)")
-    page.wait("document.querySelector('#text textarea').value === 'a purple circle'")
+    example, prompt = "#text .gallery-item:nth-of-type(4)", "document.querySelector('#text textarea').value"
+    click_until(page, example, f"{prompt} === 'a purple circle'")
 
 
 def test_layout_to_video_on_the_page(page, tmp_path):
