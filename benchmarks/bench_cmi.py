@@ -23,8 +23,8 @@ import numpy as np
 from report import print_table, write_report
 
 from diffusers_jdm.data import cmi_stage
-from diffusers_jdm.data.neighbours import ClipIndex
-from diffusers_jdm.data.settings import CmiSettings
+from diffusers_jdm.data.prepare.cmi.neighbours import ClipIndex
+from diffusers_jdm.data.prepare.settings import CmiSettings
 
 DIM = 768
 SUBJECTS = 100

@@ -28,15 +28,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401  # makes diffusers know the joint pipelines
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
 from diffusers_jdm.data.manifest import write_manifest
 from diffusers_jdm.masks import rle_encode
-from diffusers_jdm.training.backbones import CogVideoXBackbone
+from diffusers_jdm.samples.dataset import Objective, PositionSampler, RegionDataset, collate
+from diffusers_jdm.samples.latent_folder import ShardWriter, open_folder
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.videos import VideoSource
 from diffusers_jdm.training.checkpoint import identity_of
-from diffusers_jdm.training.dataset import Objective, PositionSampler, RegionDataset, collate
-from diffusers_jdm.training.latent_folder import ShardWriter, open_folder
-from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.step import encode
-from diffusers_jdm.training.videos import VideoSource
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "examples/shapes/joint"
@@ -92,12 +92,12 @@ def samples_a_second(stream, batch_size: int, work, seconds: float = 2.0) -> flo
 def measure_cache(folders, args) -> dict[str, float]:
     """Both in turns, on the CPU, in this process."""
     pipe = DiffusionPipeline.from_pretrained(CHECKPOINT)
-    backbone = CogVideoXBackbone(pipe)
+    base = CogVideoX(pipe)
     streams = {kind: batches(open_source(kind, folder), args.batch_size) for kind, folder in folders.items()}
     rates = {kind: [] for kind in streams}
     for turn in tqdm(range(args.turns + 1), desc="cache"):
         for kind in streams if turn % 2 else reversed(streams):
-            rates[kind].append(samples_a_second(streams[kind], args.batch_size, lambda batch: encode(backbone, batch)))
+            rates[kind].append(samples_a_second(streams[kind], args.batch_size, lambda batch: encode(base, batch)))
     kept = {kind: values[1:] for kind, values in rates.items()}
     ratios = sorted(fast / slow for fast, slow in zip(kept["latents"], kept["videos"]))
     return {

@@ -22,7 +22,7 @@ from report import print_table, write_report
 from tqdm import tqdm
 
 from diffusers_jdm import inflate
-from diffusers_jdm.models.unet_modelscope_jdm import support_gradient_checkpointing
+from diffusers_jdm.bases.base import base_named
 
 MEBIBYTE = 2**20
 KINDS = ("base", "joint")
@@ -75,12 +75,6 @@ def train_step(model, optimizer, inputs):
     optimizer.step()
 
 
-def enable_gradient_checkpointing(model):
-    if isinstance(model, UNet3DConditionModel):
-        support_gradient_checkpointing(model)
-    model.enable_gradient_checkpointing()
-
-
 def measure(family: str, kind: str, switch: str) -> dict[str, float]:
     """`whole_step_mib`: all that the process holds beyond the libraries; `activations_mib`: beyond weights, gradients
     and AdamW's state, which a first small step has set up."""
@@ -90,7 +84,7 @@ def measure(family: str, kind: str, switch: str) -> dict[str, float]:
     libraries = resident_now()
     model = (inflate(build_model()) if kind == "joint" else build_model()).train()
     if switch == "on":
-        enable_gradient_checkpointing(model)
+        base_named(family).enable_gradient_checkpointing(model)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)  # foreach holds copies of all gradients
     train_step(model, optimizer, build_inputs(parts, *small))
     optimizer.zero_grad(set_to_none=False)

@@ -23,10 +23,10 @@ from report import print_table, write_report
 from tqdm import tqdm
 
 from diffusers_jdm import JDMMaskDecoder
-from diffusers_jdm.data.shapes import ShapeClip, phrase, sample_clip
-from diffusers_jdm.evaluation.shapes_alignment import mask_iou
+from diffusers_jdm.bases.base import base_of_pipeline
 from diffusers_jdm.masks import mask_to_rgb
-from diffusers_jdm.training.backbones import Backbone, CogVideoXBackbone, ModelScopeBackbone
+from diffusers_jdm.shapes.evaluator import mask_iou
+from diffusers_jdm.shapes.world import ShapeClip, phrase, sample_clip
 
 # CogVideoX-2B's, which diffusers' defaults are, too; written out here, as they decide the figures
 REAL_VAE = {
@@ -40,14 +40,13 @@ REAL_VAE = {
 
 
 class Shipped(NamedTuple):
-    backbone: type[Backbone]
     folder: str
     num_frames: int
 
 
 SHIPPED = {
-    "cogvideox": Shipped(CogVideoXBackbone, "examples/shapes/joint", 9),
-    "modelscope": Shipped(ModelScopeBackbone, "examples/shapes/joint_modelscope", 5),
+    "cogvideox": Shipped("examples/shapes/joint", 9),
+    "modelscope": Shipped("examples/shapes/joint_modelscope", 5),
 }
 
 
@@ -147,7 +146,9 @@ def small_world(shipped: Shipped, decoder_folder: str | None, args) -> dict:
     clips = [sample_clip(args.seed, i, "pairs", num_frames=shipped.num_frames) for i in range(args.n_masks)]
     truth = held_out_masks(clips)
     pixels = torch.from_numpy(np.stack([mask_to_rgb(mask) for mask in truth]))
-    encoded = torch.cat([shipped.backbone(pipe).encode_pixels(batch) for batch in pixels.split(8)])
+    encoded = torch.cat(
+        [base_of_pipeline(type(pipe).__name__)(pipe).encode_pixels(batch) for batch in pixels.split(8)]
+    )
     slow, fast = decode(encoded, "vae"), decode(encoded, "fast")
 
     prompts = [

@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
-from diffusers_jdm.data.shapes import phrase, sample_clip
-from diffusers_jdm.evaluation.shapes_alignment import find_objects
-from diffusers_jdm.evaluation.shapes_evaluation import sample
+from diffusers_jdm.evaluation.shapes import sample
+from diffusers_jdm.shapes.evaluator import find_objects
+from diffusers_jdm.shapes.world import phrase, sample_clip
 
 
 def parse_args():

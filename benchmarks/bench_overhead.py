@@ -15,7 +15,7 @@ import torch
 from projections import measure_projections
 from report import print_table, write_report
 
-from diffusers_jdm.evaluation.overhead import measure_overhead
+from diffusers_jdm.evaluation.overhead.measure import measure_overhead
 
 FAMILIES = {"cogvideox": "bfloat16", "modelscope": "float32"}  # on a CPU; on a GPU both take float16
 
@@ -38,7 +38,7 @@ def main(args):
     for family in args.families:
         size = tuple(args.size) if args.size else (None, None, None)
         dtype = None if gpu else FAMILIES[family]
-        result = measure_overhead(family=family, size=size, turns=args.turns, dtype=dtype)
+        result = measure_overhead(released=family, size=size, turns=args.turns, dtype=dtype)
         joint = result["forward"]["joint"]
         clock = joint["wall" if gpu else "processor"]
         figures |= {

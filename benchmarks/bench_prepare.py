@@ -25,9 +25,9 @@ import truth_backends
 from report import print_table, write_report
 from tqdm import tqdm
 
-from diffusers_jdm.data.importers import import_davis
-from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.data.prepare.importers import import_davis
 from diffusers_jdm.data.video import write_video
+from diffusers_jdm.shapes.world import sample_clip
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -77,8 +77,8 @@ def write_inputs(folder: Path) -> dict[str, dict[str, Path]]:
     """Bases, videos and latents of both families."""
     videos, inputs = small_data.write_training_set(folder / "videos"), {}
     for family in ("cogvideox", "modelscope"):
-        backbone = small_data.joint_backbone(family)
-        latents = small_data.write_latents(folder / f"latents-{family}", backbone, videos)
+        base = small_data.joint_base(family)
+        latents = small_data.write_latents(folder / f"latents-{family}", base, videos)
         base = folder / f"base-{family}"
         getattr(small_models, f"{family}_base_pipeline")().save_pretrained(base)
         inputs[family] = {"base": base, "latents": latents, "videos": videos}

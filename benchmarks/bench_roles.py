@@ -17,8 +17,8 @@ from report import print_table, write_report
 from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
-from diffusers_jdm.data.shapes import ShapeClip, phrase, sample_clip
-from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels
+from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels
+from diffusers_jdm.shapes.world import ShapeClip, phrase, sample_clip
 
 COLUMNS = ("colour", "object", "all_objects", "count", "iou", "iou_one_of_two", "right_object")
 

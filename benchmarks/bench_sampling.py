@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from report import print_table, write_report
 
-from diffusers_jdm.evaluation.overhead_models import checkpoint_pair, load
-from diffusers_jdm.evaluation.overhead_timing import LEAST, compare, take_turns
+from diffusers_jdm.evaluation.overhead.denoisers import checkpoint_pair, load
+from diffusers_jdm.evaluation.overhead.timing import LEAST, compare, take_turns
 
 PROMPT = "a red circle and a blue square"
 CALLS = {
@@ -116,11 +116,10 @@ def main(args):
     if device.type == "cpu":
         torch.set_num_threads(1)
     pair = checkpoint_pair(args.joint, args.base, (None, None, None))
-    pipes = {kind: backbone.pipe for kind, backbone in load(pair, device, torch.float32).items()}
+    pipes = {kind: base.pipe for kind, base in load(pair, device, torch.float32).items()}
     settings = dict(zip(("num_frames", "height", "width"), pair.size))
     settings |= {"num_inference_steps": args.num_inference_steps, "output_type": "np"}
-    if pair.family.backbone.component == "transformer":  # the base's default is the real model's
-        settings["max_sequence_length"] = pair.family.text_length
+    settings |= pair.base.text_arguments(pair.text_length)
     seconds = measure(pipes, settings, args.turns, device)
     ratios = {name: compare(seconds[one], seconds[other]) for name, (one, other) in RATIOS.items()}
     medians = {name: float(np.median(values)) for name, values in seconds.items()}

@@ -15,9 +15,10 @@ from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
-from diffusers_jdm.data.shapes import UNSEEN_KINDS, ShapeClip, phrase, sample_clip
-from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
-from diffusers_jdm.evaluation.shapes_evaluation import sample
+from diffusers_jdm.bases.base import base_of_pipeline
+from diffusers_jdm.evaluation.shapes import sample
+from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels, score
+from diffusers_jdm.shapes.world import UNSEEN_KINDS, ShapeClip, phrase, sample_clip
 
 FAMILIES = {
     "cogvideox": {
@@ -56,9 +57,10 @@ def sampling(args) -> dict:
 
 
 def base_arguments(pipe) -> dict:
-    """What `CogVideoXPipeline` does not take from the checkpoint by itself."""
-    transformer = pipe.components.get("transformer")
-    return {"max_sequence_length": transformer.config.max_text_seq_length} if transformer else {}
+    """What a plain pipeline does not take from the checkpoint by itself."""
+    base = base_of_pipeline(type(pipe).__name__)
+    length, _ = base.text_size(pipe.components[base.component].config, pipe.text_encoder.config.to_dict())
+    return base.text_arguments(length)
 
 
 def named_kinds(clips: list[ShapeClip]) -> list[list[tuple[str, str]]]:

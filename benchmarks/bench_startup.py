@@ -28,7 +28,7 @@ from report import print_table, write_report
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from diffusers_jdm.convert import convert
+from diffusers_jdm.hub.convert import convert
 
 IMPORTS = {
     "base": "import torch, diffusers",

@@ -30,15 +30,15 @@ from report import print_table, write_report
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from diffusers_jdm.inflation import inflate
+from diffusers_jdm.bases.base import inflate
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
 from diffusers_jdm.roles import add_roles
-from diffusers_jdm.training.backbones import CogVideoXBackbone
+from diffusers_jdm.samples.latent_folder import ShardWriter, open_folder
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.subsets import JOINER, non_empty_subsets
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.latent_folder import ShardWriter, open_folder
-from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
 from diffusers_jdm.training.metrics import peak_memory
-from diffusers_jdm.training.region_sampling import JOINER, non_empty_subsets
 from diffusers_jdm.training.setup import build_accelerator
 
 VARIANTS = ("plain", "jdm", "roles", "two_pass", "token_concat")
@@ -136,7 +136,7 @@ def build_transformer(args, copies: int = 1) -> CogVideoXTransformer3DModel:
     )
 
 
-class TokenConcatBackbone(CogVideoXBackbone):
+class TokenConcatCogVideoX(CogVideoX):
     """The mask's frames follow the video's through the base, which so sees twice the tokens; no channel is added."""
 
     def predict(self, model, noisy, timesteps, prompt_embeds, roles=None):
@@ -165,9 +165,9 @@ def build_trainer(variant: str, args, output_dir: Path) -> Trainer:
         transformer = inflate(transformer)
     if variant == "roles":
         add_roles(transformer)
-    backbone_class = TokenConcatBackbone if variant == "token_concat" else CogVideoXBackbone
+    base_class = TokenConcatCogVideoX if variant == "token_concat" else CogVideoX
     pipe = CogVideoXPipeline(None, None, None, transformer, CogVideoXDDIMScheduler(**SCHEDULER_CONFIG))
-    trainer = Trainer(config, accelerator, backbone_class(pipe), LatentSource(data_dir), [])
+    trainer = Trainer(config, accelerator, base_class(pipe), LatentSource(data_dir), [])
     trainer.resume()
     trainer.model.train()
     return trainer

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from diffusers_jdm.evaluation.overhead import KINDS, forward_of
-from diffusers_jdm.evaluation.overhead_models import real_pair, with_random_weights
+from diffusers_jdm.evaluation.overhead.denoisers import released_pair, with_random_weights
+from diffusers_jdm.evaluation.overhead.measure import KINDS, forward_of
 
 
 def grown_layers(base: nn.Module, joint: nn.Module) -> list[str]:
@@ -42,10 +42,10 @@ def measure_projections(family: str, size, dtype: str, turns: int, repeats: int 
         layers take more than the base's, all together, over the base's forward, with `share_spread`, its lowest and highest turn.
     """
     device = torch.device("cpu")
-    pair = real_pair(family, size, on_gpu=False)
-    backbones = with_random_weights(pair, device, getattr(torch, dtype))
-    models = {kind: getattr(backbones[kind].pipe, pair.family.backbone.component) for kind in KINDS}
-    forwards = {kind: forward_of(pair, backbones[kind], models[kind], device) for kind in KINDS}
+    pair = released_pair(family, size, on_gpu=False)
+    bases = with_random_weights(pair, device, getattr(torch, dtype))
+    models = {kind: getattr(bases[kind].pipe, pair.base.component) for kind in KINDS}
+    forwards = {kind: forward_of(pair, bases[kind], models[kind], device) for kind in KINDS}
     names = grown_layers(models["base"], models["joint"])
     inputs = {kind: inputs_of(models[kind], names, forwards[kind]) for kind in KINDS}
     forward_seconds = statistics.median(seconds_of(forwards["base"], 1) for _ in range(3))

@@ -24,9 +24,9 @@ from gradio.themes.utils.fonts import LocalFont
 from PIL import Image
 
 import diffusers_jdm
-from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.data.shapes import phrase, sample_clip
 from diffusers_jdm.data.video import probe, read_frames
+from diffusers_jdm.errors import BadSampleError
+from diffusers_jdm.shapes.world import phrase, sample_clip
 
 SHIPPED = Path(__file__).parent / "shapes" / "joint"
 MAX_SEED = 2**32 - 1

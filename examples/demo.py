@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 import diffusers_jdm
-from diffusers_jdm.evaluation.shapes_alignment import find_objects
+from diffusers_jdm.shapes.evaluator import find_objects
 
 SHAPES = Path(__file__).parent / "shapes"
 PROMPTS = (

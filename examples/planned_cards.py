@@ -13,8 +13,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from diffusers_jdm import write_card
-from diffusers_jdm.evaluation.overhead_models import FAMILIES
-from diffusers_jdm.inflation import joint_config
+from diffusers_jdm.bases.base import base_named, joint_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train_scripts"))
 from train_jdm_cogvideox import CogVideoXTrainConfig
@@ -42,10 +41,11 @@ def planned_card(name: str, folder: Path) -> Path:
     rows = "\n".join(f"| `{setting}` | {value} |" for setting, value in config.paper)
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = Path(temporary)  # what a card is written from, without the weights
-        (checkpoint / f"pipeline_{family}_jdm.py").touch()
-        component = checkpoint / FAMILIES[family].backbone.component
+        base = base_named(family)
+        (checkpoint / "model_index.json").write_text(json.dumps({"_class_name": base.joint_pipeline.__name__}))
+        component = checkpoint / base.component
         component.mkdir()
-        joint = joint_config(FAMILIES[family].base_class.__name__, {})
+        joint = joint_config(base.base_denoiser.__name__, {})
         (component / "config.json").write_text(json.dumps(joint))
         training = TRAINING.format(family=family, rows=rows)
         card = ModelCard.load(write_card(checkpoint, repo_id=f"ORG/{name}", base_model=base_model, training=training))

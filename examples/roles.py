@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 import diffusers_jdm
-from diffusers_jdm.data.shapes import phrase, sample_clip
+from diffusers_jdm.shapes.world import phrase, sample_clip
 
 CHECKPOINT = "examples/shapes/joint"
 SCALE = 3  # of the 48×48 videos on the sheet

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import small_data
-import small_models
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from small_models import SMALL
 
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.latents import LatentSource
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.bases import FOLDERS
+from diffusers_jdm.bases.base import base_named
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.videos import VideoSource
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +39,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not any(name in item.path.parts for name in LONG))
 
 
+class Cached(dict):
+    """Makes the value of a key when it is asked for first."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key):
+        self[key] = self.make(key)
+        return self[key]
+
+
 def load_script(name: str):
     """A module of train_scripts/, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "train_scripts" / f"{name}.py")
@@ -47,50 +60,28 @@ def load_script(name: str):
     return module
 
 
-@pytest.fixture(scope="session")
-def train_cogvideox():
-    """The script train_scripts/train_jdm_cogvideox.py."""
-    return load_script("train_jdm_cogvideox")
+@pytest.fixture(params=FOLDERS)
+def base_name(request):
+    """Each base in turn. What follows is of this one; a test of one base alone parametrises it with that."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
-def train_modelscope():
-    """The script train_scripts/train_jdm_modelscope.py."""
-    return load_script("train_jdm_modelscope")
-
-
-@pytest.fixture
-def cogvideox_base():
-    """A tiny `CogVideoXPipeline` with CogVideoX-2B's scheduler settings and sincos positions."""
-    return small_models.cogvideox_base_pipeline()
-
-
-@pytest.fixture
-def cogvideox_rotary_base():
-    """The same with the rotary positions of CogVideoX-5B."""
-    return small_models.cogvideox_base_pipeline(rotary=True)
-
-
-@pytest.fixture
-def modelscope_base():
-    """A tiny `TextToVideoSDPipeline`."""
-    return small_models.modelscope_base_pipeline()
+def train_scripts():
+    """The script train_scripts/train_jdm_NAME.py of each base, by the base's name."""
+    return Cached(lambda name: load_script(f"train_jdm_{name}"))
 
 
 @pytest.fixture(scope="session")
-def cogvideox_base_folder(tmp_path_factory):
-    """The tiny CogVideoX base as `save_pretrained` writes it. Shared: read only."""
-    folder = tmp_path_factory.mktemp("cogvideox") / "base"
-    small_models.cogvideox_base_pipeline().save_pretrained(folder)
-    return folder
+def plain_folders(tmp_path_factory):
+    """The tiny plain pipeline of each base as `save_pretrained` writes it, by the base's name. Shared: read only."""
 
+    def save(name):
+        folder = tmp_path_factory.mktemp(name) / "base"
+        SMALL[name].base_pipeline().save_pretrained(folder)
+        return folder
 
-@pytest.fixture(scope="session")
-def modelscope_base_folder(tmp_path_factory):
-    """The tiny ModelScope base as `save_pretrained` writes it. Shared: read only."""
-    folder = tmp_path_factory.mktemp("modelscope") / "base"
-    small_models.modelscope_base_pipeline().save_pretrained(folder)
-    return folder
+    return Cached(save)
 
 
 @pytest.fixture(scope="session")
@@ -100,32 +91,94 @@ def training_set(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cogvideox_latents(training_set, tmp_path_factory):
-    """The training set as latents of the tiny CogVideoX base: 9 frames of 16×16. Shared: read only."""
-    backbone = CogVideoXBackbone(small_models.cogvideox_base_pipeline())
-    return small_data.write_latents(tmp_path_factory.mktemp("latents") / "cogvideox", backbone, training_set)
+def latents_folders(training_set, tmp_path_factory):
+    """The training set as latents of 16×16 of each base's tiny pipeline, by the base's name. Shared: read only."""
+
+    def encode(name):
+        plain = base_named(name)(SMALL[name].base_pipeline())
+        return small_data.write_latents(tmp_path_factory.mktemp("latents") / name, plain, training_set)
+
+    return Cached(encode)
+
+
+@pytest.fixture
+def train_script(base_name, train_scripts):
+    return train_scripts[base_name]
+
+
+@pytest.fixture
+def plain_pipeline(base_name):
+    """The tiny plain pipeline; its own for each test."""
+    return SMALL[base_name].base_pipeline()
+
+
+@pytest.fixture
+def plain_folder(base_name, plain_folders):
+    return plain_folders[base_name]
+
+
+@pytest.fixture
+def base(base_name):
+    """The base on a tiny joint pipeline, as inflation leaves it; its own for each test."""
+    return small_data.joint_base(base_name)
+
+
+@pytest.fixture
+def latents(base_name, latents_folders):
+    """The training set as latents of that base. Shared: read only."""
+    return LatentSource(latents_folders[base_name])
+
+
+@pytest.fixture
+def videos(base_name, training_set):
+    """The training set as videos, in the size of the latents."""
+    return VideoSource(training_set, SMALL[base_name].NUM_FRAMES, 16, 16)
+
+
+# The same under the name of a base; to go when no test uses them
 
 
 @pytest.fixture(scope="session")
-def modelscope_latents(training_set, tmp_path_factory):
-    """The training set as latents of the tiny ModelScope base: 3 frames of 16×16. Shared: read only."""
-    backbone = ModelScopeBackbone(small_models.modelscope_base_pipeline())
-    return small_data.write_latents(tmp_path_factory.mktemp("latents") / "modelscope", backbone, training_set)
+def train_cogvideox(train_scripts):
+    return train_scripts["cogvideox"]
 
 
-@pytest.fixture(params=["cogvideox", "modelscope"])
-def backbone(request):
-    """Either family's backbone on a tiny joint pipeline, as inflation leaves it; its own for each test."""
-    return small_data.joint_backbone(request.param)
+@pytest.fixture(scope="session")
+def train_modelscope(train_scripts):
+    return train_scripts["modelscope"]
 
 
 @pytest.fixture
-def latents(backbone, request):
-    """The training set as latents of that backbone. Shared: read only."""
-    return LatentSource(request.getfixturevalue(f"{backbone.family}_latents"))
+def cogvideox_base():
+    return SMALL["cogvideox"].base_pipeline()
 
 
 @pytest.fixture
-def videos(backbone, training_set):
-    """The training set as videos, in the size of the latents."""
-    return VideoSource(training_set, small_data.NUM_FRAMES[backbone.family], 16, 16)
+def cogvideox_rotary_base():
+    """With the rotary positions of CogVideoX-5B."""
+    return SMALL["cogvideox"].base_pipeline(rotary=True)
+
+
+@pytest.fixture
+def modelscope_base():
+    return SMALL["modelscope"].base_pipeline()
+
+
+@pytest.fixture(scope="session")
+def cogvideox_base_folder(plain_folders):
+    return plain_folders["cogvideox"]
+
+
+@pytest.fixture(scope="session")
+def modelscope_base_folder(plain_folders):
+    return plain_folders["modelscope"]
+
+
+@pytest.fixture(scope="session")
+def cogvideox_latents(latents_folders):
+    return latents_folders["cogvideox"]
+
+
+@pytest.fixture(scope="session")
+def modelscope_latents(latents_folders):
+    return latents_folders["modelscope"]

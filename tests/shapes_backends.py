@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from diffusers_jdm.evaluation.shapes_alignment import colour_index, find_objects
+from diffusers_jdm.shapes.evaluator import colour_index, find_objects
 
 SIZE = 16
 

@@ -30,7 +30,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from diffusers_jdm.data.captions import CAPTION_PROMPT, OBJECTS_PROMPT
+from diffusers_jdm.data.prepare.models.captions import CAPTION_PROMPT, OBJECTS_PROMPT
 
 CAPTION = "A camel walks along a fence."
 OBJECTS = "camel, fence, rock"

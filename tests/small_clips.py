@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from diffusers_jdm.data.manifest import SCHEMA, SIGNALS, write_manifest
-from diffusers_jdm.data.shapes import ShapeClip, sample_clip
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.masks import rle_encode
+from diffusers_jdm.shapes.world import ShapeClip, sample_clip
 
 HEIGHT, WIDTH, NUM_FRAMES = 24, 32, 9
 

@@ -4,31 +4,27 @@ import json
 from pathlib import Path
 
 import numpy as np
-import small_models
 import torch
+from small_models import SMALL
 
+from diffusers_jdm.bases.base import base_named, make_joint
 from diffusers_jdm.data.manifest import write_manifest
-from diffusers_jdm.data.shapes import sample_clip
 from diffusers_jdm.data.video import write_video
-from diffusers_jdm.inflation import inflate
 from diffusers_jdm.masks import rle_encode
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.fingerprint import encoder_fingerprints
-from diffusers_jdm.training.latent_folder import ShardWriter, finish_folder, open_folder
-from diffusers_jdm.training.region_sampling import mean_cmi, non_empty_subsets
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.samples.fingerprint import encoder_fingerprints
+from diffusers_jdm.samples.latent_folder import ShardWriter, finish_folder, open_folder
+from diffusers_jdm.samples.subsets import mean_cmi, non_empty_subsets
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.shapes.world import sample_clip
 
-NUM_FRAMES = {"cogvideox": 9, "modelscope": 3}  # of a clip as it is trained on
+NUM_FRAMES = {name: small.NUM_FRAMES for name, small in SMALL.items()}  # of a clip as it is trained on
 
 
-def joint_backbone(family: str, seed: int = 0):
-    """A backbone on a tiny joint pipeline, as inflation leaves it: the mask's weights are zero."""
-    base = getattr(small_models, f"{family}_base_pipeline")(seed)
-    cls = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}[family]
-    denoiser = inflate(getattr(base, cls.component))
-    pipe = cls.joint_pipeline(**base.components | {cls.component: denoiser})
+def joint_base(name: str, seed: int = 0):
+    """A base on a tiny joint pipeline, as inflation leaves it: the mask's weights are zero."""
+    pipe = make_joint(SMALL[name].base_pipeline(seed))
     pipe.set_progress_bar_config(disable=True)
-    return cls(pipe)
+    return base_named(name)(pipe)
 
 
 def perturb(model: torch.nn.Module, std: float = 0.05, seed: int = 0) -> torch.nn.Module:
@@ -75,41 +71,41 @@ def write_training_set(folder: Path, count: int = 8, size: int = 32) -> Path:
 
 
 @torch.no_grad()
-def write_latents(folder: Path, backbone, data: Path, size: int = 16) -> Path:
+def write_latents(folder: Path, base, data: Path, size: int = 16) -> Path:
     """The clips of a manifest, with all subsets of their objects, as `LatentSource` reads them."""
-    num_frames = NUM_FRAMES[backbone.family]
+    num_frames = NUM_FRAMES[base.name]
     source = VideoSource(data, num_frames, size, size)
-    encoder = backbone.pipe.text_encoder
-    settings = {"family": backbone.family, "num_frames": num_frames, "height": size, "width": size, "num_subsets": 7}
+    encoder = base.pipe.text_encoder
+    settings = {"family": base.name, "num_frames": num_frames, "height": size, "width": size, "num_subsets": 7}
     settings |= {"seed": 0, "dtype": "float16", "mixed_precision": "no", "vae_tiling": False}
     settings |= {"regional_signal": "mask"}
     settings |= {"text_shape": [16, encoder.config.hidden_size]}
-    settings |= {"scaling_factor": backbone.pipe.vae.config.scaling_factor, **encoder_fingerprints(backbone.pipe)}
-    open_folder(folder, settings, backbone.encode_prompt([""])[0].half())
+    settings |= {"scaling_factor": base.pipe.vae.config.scaling_factor, **encoder_fingerprints(base.pipe)}
+    open_folder(folder, settings, base.encode_prompt([""])[0].half())
     with ShardWriter(folder, shard_size=5) as writer:
         for index in range(len(source.ids)):
             row = source.row(index)
             regions = []
-            tensors = {"video": _encode(backbone, source.video(row)), "text": _embed(backbone, row["caption"])}
+            tensors = {"video": _encode(base, source.video(row)), "text": _embed(base, row["caption"])}
             masks = source.masks(row, tuple(range(len(row["regions"]))))
             for k, subset in enumerate(non_empty_subsets(len(masks))):
                 caption = ". ".join(row["regions"][i]["caption"] for i in subset)
                 regions.append({"subset": subset, "caption": caption, "mean_cmi": mean_cmi(row["cmi"], subset)})
                 union = masks[list(subset)].any(0)[..., None].repeat(3, -1)
-                tensors |= {f"mask.{k}": _encode(backbone, union * np.uint8(255))}
-                tensors |= {f"text.{k}": _embed(backbone, caption)}
+                tensors |= {f"mask.{k}": _encode(base, union * np.uint8(255))}
+                tensors |= {f"text.{k}": _embed(base, caption)}
             entry = {"key": f"{index:064x}", "id": row["id"], "caption": row["caption"], "regions": regions}
             writer.add(entry, tensors)
     finish_folder(folder)
     return folder
 
 
-def _encode(backbone, video: np.ndarray) -> torch.Tensor:
-    return backbone.encode_pixels(torch.from_numpy(video)[None].float() / 127.5 - 1)[0].half()
+def _encode(base, video: np.ndarray) -> torch.Tensor:
+    return base.encode_pixels(torch.from_numpy(video)[None].float() / 127.5 - 1)[0].half()
 
 
-def _embed(backbone, prompt: str) -> torch.Tensor:
-    return backbone.encode_prompt([prompt])[0].half()
+def _embed(base, prompt: str) -> torch.Tensor:
+    return base.encode_prompt([prompt])[0].half()
 
 
 def read_log(output_dir: Path) -> list[dict]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusers_jdm.training.latent_folder import ShardWriter, open_folder
+from diffusers_jdm.samples.latent_folder import ShardWriter, open_folder
 
 SETTINGS = {
     "family": "cogvideox",

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from diffusers_jdm.evaluation.preference import FORMAT, Pair, page_id
+from diffusers_jdm.evaluation.preference.study import FORMAT, Pair, page_id
 
 FILES = [f"{category}/{number:04d}.mp4" for category in ("colour", "motion") for number in range(3)]
 PROMPTS = [

@@ -49,7 +49,7 @@ def test_sigterm_leaves_nothing_half_written(cogvideox_base_folder, tmp_path, mo
         assert any(tmp_path.glob(".joint.partial-*"))  # it is under way
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("diffusers_jdm.inflate_shard.save", terminated)
+    monkeypatch.setattr("diffusers_jdm.hub.inflate_shard.save", terminated)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as caught:

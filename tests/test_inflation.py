@@ -6,8 +6,10 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
-from diffusers_jdm.inflation import inflate, inflate_state_dict, joint_config
-from diffusers_jdm.models import JDMTransformer3DModel, JDMUNet3DConditionModel
+from diffusers_jdm.bases.base import inflate, joint_config
+from diffusers_jdm.bases.cogvideox.transformer_cogvideox_jdm import JDMTransformer3DModel
+from diffusers_jdm.bases.modelscope.unet_modelscope_jdm import JDMUNet3DConditionModel
+from diffusers_jdm.inflation import inflate_state_dict
 
 C = small_models.LATENT_CHANNELS
 

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
-from small_data import joint_backbone, perturb
+from small_data import joint_base, perturb
 
 from diffusers_jdm.objective import add_joint_noise, fine_probability, joint_loss, prediction_target, video_loss
 from diffusers_jdm.roles import CONDITION, GENERATE, IGNORE, ROLES
-from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
-from diffusers_jdm.training.latents import LatentSource
+from diffusers_jdm.samples.dataset import Objective, RegionDataset, collate
+from diffusers_jdm.samples.latents import LatentSource
 from diffusers_jdm.training.step import compute_losses, encode, to_device
 
 
@@ -16,19 +16,19 @@ def roles(*names):
     return torch.tensor([ROLES[name] for name in names])
 
 
-def denoiser(backbone):
-    return perturb(getattr(backbone.pipe, backbone.component))
+def denoiser(base):
+    return perturb(getattr(base.pipe, base.component))
 
 
-def read_batch(backbone, source, objective, epochs):
+def read_batch(base, source, objective, epochs):
     """All samples of the source in these epochs, as the training loop sees them."""
     dataset = RegionDataset(source, range(len(source.ids)), objective, seed=5)
     samples = [dataset[epoch, index] for epoch in epochs for index in range(len(source.ids))]
-    return encode(backbone, to_device(collate(samples), torch.device("cpu")))
+    return encode(base, to_device(collate(samples), torch.device("cpu")))
 
 
-def losses_of(backbone, model, batch, exact_two_pass=False):
-    return compute_losses(backbone, backbone.noise_scheduler(), model, batch, "jdm", exact_two_pass)
+def losses_of(base, model, batch, exact_two_pass=False):
+    return compute_losses(base, base.noise_scheduler(), model, batch, "jdm", exact_two_pass)
 
 
 def gradient(loss, model):
@@ -71,14 +71,14 @@ def test_no_gradient_reaches_what_is_not_generated():
             assert part.all() if role == GENERATE else not part.any()
 
 
-def test_l_diff_teaches_the_model_nothing_about_the_mask(backbone, latents):
+def test_l_diff_teaches_the_model_nothing_about_the_mask(base, latents):
     """Neither the mask's rows of the output projection nor, since the null mask is zero, its columns of the input."""
-    model = denoiser(backbone)
-    names = {"cogvideox": ("patch_embed.proj", "proj_out"), "modelscope": ("conv_in", "conv_out")}[backbone.family]
+    model = denoiser(base)
+    names = {"cogvideox": ("patch_embed.proj", "proj_out"), "modelscope": ("conv_in", "conv_out")}[base.name]
     mask_in, mask_out = (model.get_submodule(name).weight for name in names)
     for weight, learns in ((1.0, True), (0.0, False)):
-        batch = read_batch(backbone, latents, Objective(weight=weight, alpha=0.0), [0])
-        grads = torch.autograd.grad(losses_of(backbone, model, batch)["loss"], [mask_in, mask_out])
+        batch = read_batch(base, latents, Objective(weight=weight, alpha=0.0), [0])
+        grads = torch.autograd.grad(losses_of(base, model, batch)["loss"], [mask_in, mask_out])
         for grad in (grads[0].chunk(2, dim=1)[1], grads[1].chunk(2, dim=0)[1]):
             assert bool(grad.any()) == learns
 
@@ -86,26 +86,26 @@ def test_l_diff_teaches_the_model_nothing_about_the_mask(backbone, latents):
 # Eq. 13 in one pass and in two
 
 
-def test_one_pass_has_the_mean_gradient_of_two_passes(backbone, videos):
+def test_one_pass_has_the_mean_gradient_of_two_passes(base, videos):
     """The mean over the draw of the branch, written out: w' of what is drawn as L_fine, 1 - w' of what is as L_diff.
 
     All that the draw of the branch does not decide (clip, objects, caption, noise, timestep) follows from the seed, so the
     same samples are read with a branch that is certain. test_dataset.py shows that w' is the probability of L_fine.
     """
-    model = denoiser(backbone)
-    two = read_batch(backbone, videos, Objective(alpha=1.5, exact_two_pass=True), [0])
+    model = denoiser(base)
+    two = read_batch(base, videos, Objective(alpha=1.5, exact_two_pass=True), [0])
     share = two["fine_probability"]
     assert share.unique().numel() > 2 and share.min() < 0.7  # the CMI of the regions has a say
-    expected = gradient(losses_of(backbone, model, two, exact_two_pass=True)["loss"], model)
+    expected = gradient(losses_of(base, model, two, exact_two_pass=True)["loss"], model)
 
-    fine = read_batch(backbone, videos, Objective(weight=1.0, alpha=0.0), [0])
-    diff = read_batch(backbone, videos, Objective(weight=0.0), [0])
+    fine = read_batch(base, videos, Objective(weight=1.0, alpha=0.0), [0])
+    diff = read_batch(base, videos, Objective(weight=0.0), [0])
     assert (fine["roles"][:, 1] == GENERATE).all() and (diff["roles"][:, 1] == IGNORE).all()
-    drawn = [losses_of(backbone, model, batch)["per_sample"] for batch in (fine, diff)]
+    drawn = [losses_of(base, model, batch)["per_sample"] for batch in (fine, diff)]
     mean_gradient = gradient((share * drawn[0] + (1 - share) * drawn[1]).mean(), model)
     scale = expected.abs().max().item()
     assert torch.allclose(mean_gradient, expected, atol=1e-5 * scale)
-    always_fine = gradient(losses_of(backbone, model, fine)["loss"], model)
+    always_fine = gradient(losses_of(base, model, fine)["loss"], model)
     assert not torch.allclose(always_fine, expected, atol=0.05 * scale)
 
 
@@ -118,15 +118,15 @@ def bias(differences):
 
 def test_drawn_branches_have_the_mean_gradient_of_two_passes(cogvideox_latents):
     """The same with real draws: 12 batches of 32. Always drawing L_fine, for one, would be told from it at once."""
-    backbone, source = joint_backbone("cogvideox"), LatentSource(cogvideox_latents)
-    model, differences = denoiser(backbone), {"drawn": [], "always fine": []}
+    base, source = joint_base("cogvideox"), LatentSource(cogvideox_latents)
+    model, differences = denoiser(base), {"drawn": [], "always fine": []}
     for number in range(12):
         epochs = range(4 * number, 4 * number + 4)
-        two = read_batch(backbone, source, Objective(alpha=1.5, exact_two_pass=True), epochs)
-        expected = gradient(losses_of(backbone, model, two, exact_two_pass=True)["loss"], model)
+        two = read_batch(base, source, Objective(alpha=1.5, exact_two_pass=True), epochs)
+        expected = gradient(losses_of(base, model, two, exact_two_pass=True)["loss"], model)
         for name, alpha in (("drawn", 1.5), ("always fine", 0.0)):
-            batch = read_batch(backbone, source, Objective(alpha=alpha), epochs)
-            differences[name].append(gradient(losses_of(backbone, model, batch)["loss"], model) - expected)
+            batch = read_batch(base, source, Objective(alpha=alpha), epochs)
+            differences[name].append(gradient(losses_of(base, model, batch)["loss"], model) - expected)
     assert bias(torch.stack(differences["drawn"])) < 3
     assert bias(torch.stack(differences["always fine"])) > 20
 
@@ -146,9 +146,9 @@ def test_half_precision_predictions_are_scored_in_fp32(dtype):
     assert torch.equal(video_loss(prediction, target)["loss"], video_loss(prediction.float(), target.float())["loss"])
 
 
-def test_video_and_mask_have_one_timestep_and_noise_of_their_own(backbone, latents):
+def test_video_and_mask_have_one_timestep_and_noise_of_their_own(base, latents):
     """Eq. 10, read off what reaches the model."""
-    batch = read_batch(backbone, latents, Objective(alpha=0.0), range(8))
+    batch = read_batch(base, latents, Objective(alpha=0.0), range(8))
     seen = {}
 
     def model(*args, **kwargs):
@@ -156,10 +156,10 @@ def test_video_and_mask_have_one_timestep_and_noise_of_their_own(backbone, laten
         seen.update(noisy=noisy, timesteps=args[1] if args else kwargs["timestep"])
         return (torch.zeros_like(noisy),)
 
-    losses_of(backbone, model, batch)
+    losses_of(base, model, batch)
     assert seen["timesteps"].shape == (64,) and seen["timesteps"].unique().numel() > 40
-    alpha = backbone.noise_scheduler().alphas_cumprod[seen["timesteps"]].float().view(-1, 1, 1, 1, 1)
-    noisy = seen["noisy"].chunk(2, dim=backbone.channel_dim)
+    alpha = base.noise_scheduler().alphas_cumprod[seen["timesteps"]].float().view(-1, 1, 1, 1, 1)
+    noisy = seen["noisy"].chunk(2, dim=base.channel_dim)
     noise = [(x - alpha.sqrt() * batch[name]) / (1 - alpha).sqrt() for x, name in zip(noisy, ("video", "mask"))]
     for part in noise:  # unit noise, so each part was noised as much as this timestep says
         assert part.mean().abs() < 0.02 and part.std() == pytest.approx(1, abs=0.02)

@@ -9,10 +9,10 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from small_data import perturb
 
-from diffusers_jdm.inflation import inflate
-from diffusers_jdm.models import JDMTransformer3DModel
+from diffusers_jdm.bases.base import inflate
+from diffusers_jdm.bases.cogvideox.transformer_cogvideox_jdm import JDMTransformer3DModel
 from diffusers_jdm.roles import ROLE_CHANNELS, ROLES, add_roles, has_roles, role_vector
-from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
+from diffusers_jdm.samples.dataset import Objective, RegionDataset, collate
 from diffusers_jdm.training.step import compute_losses, encode, to_device
 
 BUILDERS = [small_models.cogvideox_transformer, small_models.modelscope_unet]
@@ -90,8 +90,8 @@ def test_the_transformer_s_signature_is_the_parent_s_and_one_more():
 
 
 @pytest.mark.parametrize("name", ROLES)
-def test_a_step_trains_the_embedding_of_its_role(name, backbone, latents):
-    model = perturb(getattr(backbone.pipe, backbone.component))
+def test_a_step_trains_the_embedding_of_its_role(name, base, latents):
+    model = perturb(getattr(base.pipe, base.component))
     add_roles(model)
     shares = {
         "joint": {"alpha": 0.0},
@@ -101,8 +101,8 @@ def test_a_step_trains_the_embedding_of_its_role(name, backbone, latents):
         "mask_only": {"mask_only": 1.0},
     }
     dataset = RegionDataset(latents, range(8), Objective(**shares[name]), seed=5)
-    batch = encode(backbone, to_device(collate([dataset[0, i] for i in range(8)]), torch.device("cpu")))
-    losses = compute_losses(backbone, backbone.noise_scheduler(), model, batch, "jdm")
+    batch = encode(base, to_device(collate([dataset[0, i] for i in range(8)]), torch.device("cpu")))
+    losses = compute_losses(base, base.noise_scheduler(), model, batch, "jdm")
     weight = model.time_embedding.cond_proj.weight
     (grad,) = torch.autograd.grad(losses["loss"], [weight])
     moved = grad.abs().amax(dim=0) > 0
@@ -113,18 +113,18 @@ def test_a_step_trains_the_embedding_of_its_role(name, backbone, latents):
 
 
 @pytest.mark.parametrize("name", ["segment", "layout"])
-def test_the_condition_is_seen_clean(name, backbone, latents, monkeypatch):
-    add_roles(getattr(backbone.pipe, backbone.component))
+def test_the_condition_is_seen_clean(name, base, latents, monkeypatch):
+    add_roles(getattr(base.pipe, base.component))
     dataset = RegionDataset(latents, range(4), Objective(**{name: 1.0}), seed=5)
-    batch = encode(backbone, to_device(collate([dataset[0, i] for i in range(4)]), torch.device("cpu")))
+    batch = encode(base, to_device(collate([dataset[0, i] for i in range(4)]), torch.device("cpu")))
     seen = {}
 
     def model(*args, **kwargs):
         seen.update(noisy=args[0] if args else kwargs["hidden_states"], roles=kwargs["timestep_cond"])
         return (torch.zeros_like(seen["noisy"]),)
 
-    compute_losses(backbone, backbone.noise_scheduler(), model, batch, "jdm")
-    video, mask = seen["noisy"].chunk(2, dim=backbone.channel_dim)
+    compute_losses(base, base.noise_scheduler(), model, batch, "jdm")
+    video, mask = seen["noisy"].chunk(2, dim=base.channel_dim)
     assert torch.equal(video, batch["video"]) == (name == "segment")
     assert torch.equal(mask, batch["mask"]) == (name == "layout")
     assert torch.equal(seen["roles"], role_vector(torch.tensor([ROLES[name]] * 4)))

@@ -3,7 +3,7 @@
     accelerate launch train_scripts/precompute_latents.py --pretrained_model_name_or_path zai-org/CogVideoX-2b \
         --train_data_dir clips --output_dir latents --mixed_precision fp16
 
-The base may be of either family, plain or joint; its denoiser is not loaded. Run the same command again, with any number
+The base may be plain or joint; its denoiser is not loaded. Run the same command again, with any number
 of processes, to go on after a stop, or after clips have changed. See README.md.
 """
 
@@ -23,15 +23,14 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_jdm.data.hub_dataset import resolve
-from diffusers_jdm.data.manifest import SIGNALS, BadSampleError
+from diffusers_jdm.data.manifest import SIGNALS
+from diffusers_jdm.data.publish import resolve
 from diffusers_jdm.data.signals import signal_to_rgb
+from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error, exit_clearly, one_line
 from diffusers_jdm.masks import mask_to_rgb
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.clip_reader import ClipReader
-from diffusers_jdm.training.errors import TrainingError, exit_clearly, one_line
-from diffusers_jdm.training.fingerprint import encoder_fingerprints
-from diffusers_jdm.training.latent_folder import (
+from diffusers_jdm.samples.clip_reader import ClipReader
+from diffusers_jdm.samples.fingerprint import encoder_fingerprints
+from diffusers_jdm.samples.latent_folder import (
     ShardWriter,
     check_clips,
     finish_folder,
@@ -39,11 +38,10 @@ from diffusers_jdm.training.latent_folder import (
     open_folder,
     tensor_names,
 )
-from diffusers_jdm.training.latents import index_files, read_index
-from diffusers_jdm.training.preflight import as_training_error, default_size, read_base
-from diffusers_jdm.training.quarantine import Quarantine
-from diffusers_jdm.training.setup import make_output_dir
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.samples.latents import index_files, read_index
+from diffusers_jdm.samples.quarantine import Quarantine
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.training.setup import make_output_dir, read_base
 
 HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BARRIER_TIMEOUT = timedelta(days=30)  # a process waits here for all clips of the slowest one
@@ -51,7 +49,9 @@ BARRIER_TIMEOUT = timedelta(days=30)  # a process waits here for all clips of th
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained_model_name_or_path", required=True, help="a pipeline of CogVideoX or ModelScope")
+    parser.add_argument(
+        "--pretrained_model_name_or_path", required=True, help="folder or Hub repo of a base pipeline, plain or joint"
+    )
     parser.add_argument("--revision", default=None)
     parser.add_argument("--variant", default=None)
     parser.add_argument("--train_data_dir", required=True, help="folder of a manifest (*.parquet) and its videos")
@@ -97,26 +97,9 @@ def start_state():
     return state
 
 
-def find_backbone(path, revision):
-    """The backbone class of a base. Raises TrainingError if it is of neither family."""
-    try:
-        name = DiffusionPipeline.load_config(path, revision=revision).get("_class_name")
-    except (OSError, ValueError):
-        name = None  # read_base says what is wrong
-    classes = (CogVideoXBackbone, ModelScopeBackbone)
-    known = {cls: (*cls.base_pipelines, cls.joint_pipeline.__name__) for cls in classes}
-    for backbone_class, names in known.items():
-        if name is None or name in names:
-            return backbone_class
-    raise TrainingError(
-        f"--pretrained_model_name_or_path {path} is a {name}; latents are made with "
-        f"{' or '.join(name for names in known.values() for name in names)}."
-    )
-
-
-def load_backbone(args, backbone_class, base):
+def load_base(args, configs):
     """The base without its denoiser, in fp32 on the CPU."""
-    path, without = args.pretrained_model_name_or_path, {backbone_class.component: None}
+    path, without = args.pretrained_model_name_or_path, {configs.base.component: None}
     try:
         pipe = DiffusionPipeline.from_pretrained(
             path, revision=args.revision, variant=args.variant, use_safetensors=True, **without
@@ -129,9 +112,7 @@ def load_backbone(args, backbone_class, base):
         pipe.vae.enable_slicing()
     if not args.disable_vae_tiling:
         pipe.vae.enable_tiling()
-    if backbone_class is CogVideoXBackbone:
-        return CogVideoXBackbone(pipe, text_length=base.denoiser["max_text_seq_length"])
-    return backbone_class(pipe)
+    return configs.base(pipe, configs.denoiser)
 
 
 def to_half(encoder, dtype):
@@ -143,8 +124,8 @@ def to_half(encoder, dtype):
 
 
 @torch.no_grad()
-def encode_empty_prompt(backbone, args):
-    embeds = backbone.encode_prompt([""])[0].to(getattr(torch, args.dtype))
+def encode_empty_prompt(base, args):
+    embeds = base.encode_prompt([""])[0].to(getattr(torch, args.dtype))
     if not torch.isfinite(embeds).all():
         raise TrainingError("the empty prompt became NaN or inf: try another --mixed_precision or --dtype.")
     return embeds
@@ -163,7 +144,7 @@ def to_pixels(video, device):
 
 
 @torch.no_grad()
-def encode(backbone, clip, device, args):
+def encode(base, clip, device, args):
     """All tensors of a clip, in the dtype of storage. Raises BadSampleError if one is not finite.
 
     What goes through a model together is of one clip, so that its tensors do not depend on which clips were done before.
@@ -174,8 +155,8 @@ def encode(backbone, clip, device, args):
     with torch.autocast(device.type, half, enabled=half is not None):
         for start in range(0, len(videos), args.batch_size):
             pixels = [to_pixels(video, device) for video in videos[start : start + args.batch_size]]
-            latents += backbone.encode_pixels(torch.stack(pixels)).to(dtype).cpu()
-    embeds = backbone.encode_prompt([entry["caption"], *(region["caption"] for region in entry["regions"])])
+            latents += base.encode_pixels(torch.stack(pixels)).to(dtype).cpu()
+    embeds = base.encode_prompt([entry["caption"], *(region["caption"] for region in entry["regions"])])
     tensors = dict(zip(tensor_names(entry), [*latents, *embeds.to(dtype).cpu()]))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -185,7 +166,7 @@ def encode(backbone, clip, device, args):
     return tensors
 
 
-def encode_clips(args, state, backbone, source, settings):
+def encode_clips(args, state, base, source, settings):
     """This process's share of the clips. Returns (id, key) of its sound ones, and how many of them were encoded now."""
     folder = Path(args.output_dir)
     done = {entry["key"] for path in index_files(folder) for _, entry in read_index(path)}
@@ -200,7 +181,7 @@ def encode_clips(args, state, backbone, source, settings):
                 if "reason" in clip:
                     raise BadSampleError(clip["reason"])
                 if "entry" in clip:
-                    writer.add(clip["entry"], encode(backbone, clip, state.device, args))
+                    writer.add(clip["entry"], encode(base, clip, state.device, args))
                     encoded += 1
             except BadSampleError as error:
                 quarantine.add([(clip["id"], str(error))])
@@ -225,7 +206,7 @@ def lock(folder):
         held.release()
 
 
-def fill(args, state, backbone, source, settings, empty_prompt):
+def fill(args, state, base, source, settings, empty_prompt):
     """All clips, in a folder that is locked; what it has of clips that have changed since, or are gone, is dropped."""
     folder = Path(args.output_dir)
     if state.is_main_process:
@@ -233,7 +214,7 @@ def fill(args, state, backbone, source, settings, empty_prompt):
             print(line)
         (folder / "quarantine.jsonl").unlink(missing_ok=True)  # every clip is looked at again
     state.wait_for_everyone()
-    sound, encoded = encode_clips(args, state, backbone, source, settings)
+    sound, encoded = encode_clips(args, state, base, source, settings)
     state.wait_for_everyone()
     sound, encoded = dict(gather_object(sound)), sum(gather_object([encoded]))
     if state.is_main_process:
@@ -249,11 +230,10 @@ def main(args):
     folder = Path(args.output_dir)
 
     # 1. What can be wrong is found before a model is loaded.
-    backbone_class = find_backbone(args.pretrained_model_name_or_path, args.revision)
-    base = read_base(args.pretrained_model_name_or_path, backbone_class, args.revision)
+    configs = read_base(args.pretrained_model_name_or_path, args.revision)
     given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
-    size = default_size(backbone_class, base) | {name: value for name, value in given.items() if value is not None}
-    as_training_error(backbone_class.check_size, **size, denoiser=base.denoiser, vae=base.vae)
+    size = configs.default_size | {name: value for name, value in given.items() if value is not None}
+    as_training_error(configs.base.check_size, **size, denoiser=configs.denoiser, vae=configs.vae)
     data = as_training_error(resolve, args.train_data_dir)
     source = as_training_error(VideoSource, data, **size, signal=args.regional_signal)
     if state.is_main_process:
@@ -261,16 +241,16 @@ def main(args):
     make_output_dir(folder)
 
     # 2. The models, and the folder.
-    backbone = load_backbone(args, backbone_class, base)
-    pipe = backbone.pipe
+    base = load_base(args, configs)
+    pipe = base.pipe
     prints = encoder_fingerprints(pipe)
     if args.mixed_precision != "no":
         to_half(pipe.text_encoder, HALF[args.mixed_precision])
     pipe.vae.to(state.device)
     pipe.text_encoder.to(state.device)
-    empty_prompt = encode_empty_prompt(backbone, args)
+    empty_prompt = encode_empty_prompt(base, args)
     settings = {
-        "family": backbone_class.family,
+        "family": base.name,
         **size,
         "num_subsets": args.num_subsets,
         "regional_signal": args.regional_signal,
@@ -283,7 +263,7 @@ def main(args):
         **prints,
     }
     with lock(folder) if state.is_main_process else nullcontext():
-        fill(args, state, backbone, source, settings, empty_prompt)
+        fill(args, state, base, source, settings, empty_prompt)
     state.destroy_process_group()
 
 

@@ -9,14 +9,21 @@
 import logging
 from dataclasses import dataclass
 
-from diffusers_jdm.training.backbones import CogVideoXBackbone
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
+from diffusers_jdm.errors import exit_clearly
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.opening import check_same_encoders
 from diffusers_jdm.training.config import TrainConfig, flag, parse_config
-from diffusers_jdm.training.errors import exit_clearly
-from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
-from diffusers_jdm.training.preflight import check_same_encoders, open_source, read_base
 from diffusers_jdm.training.result import save_result
-from diffusers_jdm.training.setup import build_accelerator, load_pipeline, only_validate, prepare_pipeline
+from diffusers_jdm.training.setup import (
+    build_accelerator,
+    load_pipeline,
+    only_validate,
+    open_data,
+    prepare_pipeline,
+    read_base,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +50,22 @@ def parse_args(argv=None) -> CogVideoXTrainConfig:
 @exit_clearly
 def main(config: CogVideoXTrainConfig) -> None:
     # 1. What can be wrong is found before anything large is loaded.
-    base = read_base(config.pretrained_model_name_or_path, CogVideoXBackbone, config.revision)
-    source = open_source(config, CogVideoXBackbone, base)
+    configs = read_base(config.pretrained_model_name_or_path, config.revision, CogVideoX)
+    source = open_data(config, configs)
     if config.validate_dataset_only:
         return only_validate(config, source)
     accelerator = build_accelerator(config)
-    if accelerator.mixed_precision == "bf16" and not base.denoiser.get("use_rotary_positional_embeddings"):
+    if accelerator.mixed_precision == "bf16" and not configs.denoiser.get("use_rotary_positional_embeddings"):
         logger.warning("CogVideoX-2B was trained in fp16, and bf16 is reported to give NaN with it: use fp16.")
 
     # 2. The pipeline, joint from here on: only its transformer is trained.
-    backbone = CogVideoXBackbone(load_pipeline(config, CogVideoXBackbone))
+    base = CogVideoX(load_pipeline(config, CogVideoX))
     if accelerator.is_main_process:  # it reads all weights of both
-        check_same_encoders(source, backbone.pipe)
-    prepared = prepare_pipeline(config, accelerator, backbone, precomputed=isinstance(source, LatentSource))
+        check_same_encoders(source, base.pipe)
+    prepared = prepare_pipeline(config, accelerator, base, precomputed=isinstance(source, LatentSource))
 
     # 3. Training, and what it leaves.
-    trainer = Trainer(config, accelerator, backbone, source, *prepared)
+    trainer = Trainer(config, accelerator, base, source, *prepared)
     trainer.train()
     save_result(trainer)
     accelerator.end_training()

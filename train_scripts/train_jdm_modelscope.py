@@ -8,14 +8,21 @@
 
 from dataclasses import dataclass
 
-from diffusers_jdm.training.backbones import ModelScopeBackbone
+from diffusers_jdm.bases.modelscope.base import ModelScope
+from diffusers_jdm.errors import exit_clearly
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.opening import check_same_encoders
 from diffusers_jdm.training.config import LR_SCHEDULERS, TrainConfig, flag, parse_config
-from diffusers_jdm.training.errors import exit_clearly
-from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
-from diffusers_jdm.training.preflight import check_same_encoders, open_source, read_base
 from diffusers_jdm.training.result import save_result
-from diffusers_jdm.training.setup import build_accelerator, load_pipeline, only_validate, prepare_pipeline
+from diffusers_jdm.training.setup import (
+    build_accelerator,
+    load_pipeline,
+    only_validate,
+    open_data,
+    prepare_pipeline,
+    read_base,
+)
 
 
 @dataclass
@@ -42,20 +49,20 @@ def parse_args(argv=None) -> ModelScopeTrainConfig:
 @exit_clearly
 def main(config: ModelScopeTrainConfig) -> None:
     # 1. What can be wrong is found before anything large is loaded.
-    base = read_base(config.pretrained_model_name_or_path, ModelScopeBackbone, config.revision)
-    source = open_source(config, ModelScopeBackbone, base)
+    configs = read_base(config.pretrained_model_name_or_path, config.revision, ModelScope)
+    source = open_data(config, configs)
     if config.validate_dataset_only:
         return only_validate(config, source)
     accelerator = build_accelerator(config)
 
     # 2. The pipeline, joint from here on: only its U-Net is trained.
-    backbone = ModelScopeBackbone(load_pipeline(config, ModelScopeBackbone))
+    base = ModelScope(load_pipeline(config, ModelScope))
     if accelerator.is_main_process:  # it reads all weights of both
-        check_same_encoders(source, backbone.pipe)
-    prepared = prepare_pipeline(config, accelerator, backbone, precomputed=isinstance(source, LatentSource))
+        check_same_encoders(source, base.pipe)
+    prepared = prepare_pipeline(config, accelerator, base, precomputed=isinstance(source, LatentSource))
 
     # 3. Training, and what it leaves.
-    trainer = Trainer(config, accelerator, backbone, source, *prepared)
+    trainer = Trainer(config, accelerator, base, source, *prepared)
     trainer.train()
     save_result(trainer)
     accelerator.end_training()

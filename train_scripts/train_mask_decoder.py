@@ -24,18 +24,15 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from diffusers_jdm.data.hub_dataset import resolve
-from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.models import JDMMaskDecoder
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.errors import TrainingError, exit_clearly, one_line
-from diffusers_jdm.training.preflight import as_training_error, default_size, read_base
-from diffusers_jdm.training.region_sampling import sample_subset
-from diffusers_jdm.training.setup import make_output_dir
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.bases.base import joint_pipeline_names
+from diffusers_jdm.bases.mask_decoder_jdm import JDMMaskDecoder
+from diffusers_jdm.data.publish import resolve
+from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error, exit_clearly, one_line
+from diffusers_jdm.samples.subsets import sample_subset
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.training.setup import make_output_dir, read_base
 
 HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-BACKBONES = {cls.joint_pipeline.__name__: cls for cls in (CogVideoXBackbone, ModelScopeBackbone)}
 MAX_TRIES = 100  # clips without a usable mask, one after the other
 
 
@@ -78,21 +75,10 @@ def parse_args(argv=None):
 # 1. The teacher
 
 
-def find_backbone(path, revision):
-    """The backbone class of a joint pipeline. Raises TrainingError if it is none."""
-    try:
-        name = DiffusionPipeline.load_config(path, revision=revision).get("_class_name")
-    except (OSError, ValueError):
-        return CogVideoXBackbone  # read_base says what is wrong
-    if name not in BACKBONES:
-        raise TrainingError(f"--pretrained_model_name_or_path {path} is a {name}, not a {' or '.join(BACKBONES)}.")
-    return BACKBONES[name]
-
-
-def load_backbone(args, backbone_class, base):
+def load_base(args, configs):
     """The pipeline with nothing but its VAE, in fp32 on the CPU."""
     path = args.pretrained_model_name_or_path
-    without = dict.fromkeys(("text_encoder", "tokenizer", backbone_class.component))
+    without = dict.fromkeys(("text_encoder", "tokenizer", configs.base.component))
     try:
         pipe = DiffusionPipeline.from_pretrained(
             path, revision=args.revision, variant=args.variant, use_safetensors=True, **without
@@ -103,26 +89,24 @@ def load_backbone(args, backbone_class, base):
     if not args.disable_vae_tiling:  # large frames, so large samples
         pipe.vae.enable_slicing()
         pipe.vae.enable_tiling()
-    if backbone_class is CogVideoXBackbone:
-        return CogVideoXBackbone(pipe, text_length=base.denoiser["max_text_seq_length"])
-    return backbone_class(pipe)
+    return configs.base(pipe, configs.denoiser)
 
 
 @torch.no_grad()
-def teach(backbone, masks, mixed_precision):
+def teach(base, masks, mixed_precision):
     """What the VAE makes of masks: fp32 in [0, 1], (F, H, W) each.
 
     Returns:
         Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
     """
-    device, half = backbone.pipe.vae.device, HALF[mixed_precision]
+    device, half = base.pipe.vae.device, HALF[mixed_precision]
     pixels = torch.stack(masks).to(device).unsqueeze(-1).repeat(1, 1, 1, 1, 3) * 2 - 1  # [B, F, H, W, 3]
     with torch.autocast(device.type, half, enabled=half is not None):
-        latents = backbone.encode_pixels(pixels)
-        soft = backbone.pipe.decode_masks(latents)
+        latents = base.encode_pixels(pixels)
+        soft = base.pipe.decode_masks(latents)
     if not (torch.isfinite(latents).all() and torch.isfinite(soft).all()):
         raise TrainingError("the VAE gives NaN or inf for masks: try another --mixed_precision.")
-    return latents.movedim(backbone.channel_dim, 1).half().cpu(), soft.half().cpu()
+    return latents.movedim(base.channel_dim, 1).half().cpu(), soft.half().cpu()
 
 
 # 2. The masks
@@ -159,13 +143,13 @@ def bend(mask, rng):
     return F.grid_sample(mask.unsqueeze(1), grid + shift + wobble, align_corners=False).squeeze(1)
 
 
-def draw_batch(backbone, source, indices, rng, args):
+def draw_batch(base, source, indices, rng, args):
     """Latents and soft masks of a batch of drawn masks, as `teach` gives them."""
     masks = [draw_mask(source, indices, rng) for _ in range(args.train_batch_size)]
-    return teach(backbone, masks, args.mixed_precision)
+    return teach(base, masks, args.mixed_precision)
 
 
-def heldout_batches(backbone, source, indices, args):
+def heldout_batches(base, source, indices, args):
     """Latents and soft masks of clips that training does not see, as they are: a list of batches."""
     rng, masks = np.random.default_rng([args.seed, 2]), []
     for index in indices:
@@ -176,7 +160,7 @@ def heldout_batches(backbone, source, indices, args):
     if not masks:
         raise TrainingError("none of the held-out clips gives a mask; `diffusers-jdm dataset check` says why.")
     batches = [masks[start : start + args.train_batch_size] for start in range(0, len(masks), args.train_batch_size)]
-    return [teach(backbone, batch, args.mixed_precision) for batch in tqdm(batches, desc="held-out")]
+    return [teach(base, batch, args.mixed_precision) for batch in tqdm(batches, desc="held-out")]
 
 
 # 3. Training
@@ -222,7 +206,7 @@ def save_decoder(decoder, folder):
     temporary.rename(target)
 
 
-def train(args, backbone, source, decoder):
+def train(args, base, source, decoder):
     folder, device = Path(args.output_dir), decoder.device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.learning_rate, weight_decay=0.01)
     lr_scheduler = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
@@ -233,10 +217,10 @@ def train(args, backbone, source, decoder):
 
     # The VAE is dear beside the decoder, so each of its masks is used several times.
     training = range(len(source.ids) - args.heldout_samples)
-    heldout = heldout_batches(backbone, source, range(len(training), len(source.ids)), args)
+    heldout = heldout_batches(base, source, range(len(training), len(source.ids)), args)
     rng = np.random.default_rng([args.seed, 0, first_step])
     count = -(-args.pool_size // args.train_batch_size)
-    pool = [draw_batch(backbone, source, training, rng, args) for _ in tqdm(range(count), desc="masks")]
+    pool = [draw_batch(base, source, training, rng, args) for _ in tqdm(range(count), desc="masks")]
     latents, soft = (torch.cat(tensors) for tensors in zip(*pool))
     size, oldest = args.train_batch_size, 0
 
@@ -245,7 +229,7 @@ def train(args, backbone, source, decoder):
         rng = np.random.default_rng([args.seed, 1, step])
         if step % args.teach_every == 0 and step > first_step:
             rows = slice(oldest, oldest + size)
-            latents[rows], soft[rows] = draw_batch(backbone, source, training, rng, args)
+            latents[rows], soft[rows] = draw_batch(base, source, training, rng, args)
             oldest = (oldest + size) % len(latents)
         chosen = torch.from_numpy(rng.choice(len(latents), size, replace=False))
         logits = decoder(latents[chosen].to(device).float())
@@ -273,11 +257,15 @@ def main(args):
         raise TrainingError("a mask decoder is trained by one process: start it with python alone.")
 
     # 1. What can be wrong is found before a model is loaded.
-    backbone_class = find_backbone(args.pretrained_model_name_or_path, args.revision)
-    base = read_base(args.pretrained_model_name_or_path, backbone_class, args.revision)
+    configs = read_base(args.pretrained_model_name_or_path, args.revision)
+    if not configs.is_joint:
+        raise TrainingError(
+            f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path} is a {configs.pipeline_class}, not a "
+            f"{' or '.join(joint_pipeline_names())}."
+        )
     given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
-    size = default_size(backbone_class, base) | {name: value for name, value in given.items() if value is not None}
-    as_training_error(backbone_class.check_size, **size, denoiser=base.denoiser, vae=base.vae)
+    size = configs.default_size | {name: value for name, value in given.items() if value is not None}
+    as_training_error(configs.base.check_size, **size, denoiser=configs.denoiser, vae=configs.vae)
     source = as_training_error(VideoSource, as_training_error(resolve, args.train_data_dir), **size)
     if len(source.ids) <= args.heldout_samples:
         raise TrainingError(
@@ -287,12 +275,12 @@ def main(args):
     make_output_dir(Path(args.output_dir))
 
     # 2. The VAE teaches, the decoder learns.
-    backbone = load_backbone(args, backbone_class, base)
-    backbone.pipe.vae.to(state.device)
+    base = load_base(args, configs)
+    base.pipe.vae.to(state.device)
     torch.manual_seed(args.seed)
     sizes = {"hidden_channels": args.hidden_channels, "num_layers": args.num_layers}
-    decoder = JDMMaskDecoder.for_vae(backbone.pipe.vae, **sizes).to(state.device)
-    train(args, backbone, source, decoder)
+    decoder = JDMMaskDecoder.for_vae(base.pipe.vae, **sizes).to(state.device)
+    train(args, base, source, decoder)
     save_decoder(decoder, Path(args.output_dir))
     print(f"{args.output_dir}/mask_decoder: {sum(p.numel() for p in decoder.parameters()):,} parameters")
 

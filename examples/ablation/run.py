@@ -27,12 +27,13 @@ from pathlib import Path
 
 from sources import PartialCaptions, WholeCaptions
 
-from diffusers_jdm.evaluation.json_file import write_json
-from diffusers_jdm.evaluation.shapes_evaluation import look_at
-from diffusers_jdm.evaluation.shapes_suite import all_prompts, ceiling, score_groups, shuffled
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
+from diffusers_jdm.bases import FOLDERS
+from diffusers_jdm.bases.base import base_named
+from diffusers_jdm.evaluation.shapes import look_at
+from diffusers_jdm.files import write_json
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.shapes.suite import all_prompts, ceiling, score_groups, shuffled
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.latents import LatentSource
 from diffusers_jdm.training.loop import Trainer
 from diffusers_jdm.training.setup import build_accelerator, load_pipeline, prepare_pipeline
 
@@ -48,14 +49,13 @@ REASONS = {
     "jdm_whole": VARIANTS["jdm"],
 }
 SOURCES = {"direct_partial": PartialCaptions, "jdm_whole": WholeCaptions}
-BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
 NUM_FRAMES = {"cogvideox": 9, "modelscope": 5}
 PROMPT_SEED = 23  # of no other benchmark
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=tuple(BACKBONES), default="cogvideox")
+    parser.add_argument("--family", choices=FOLDERS, default="cogvideox")
     parser.add_argument("--root", default="outputs/ablation", help="holds FAMILY/base/pipeline and FAMILY/latents_*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
@@ -112,7 +112,7 @@ class AblationTrainer(Trainer):
         self.model.eval()
         with self.averaged_weights():
             scores = score_pipeline(
-                self.backbone.pipe, self.args, self.args.final_prompts if last else self.args.curve_prompts
+                self.base.pipe, self.args, self.args.final_prompts if last else self.args.curve_prompts
             )
         self.model.train()
         lines = [json.dumps(point) for point in [*points, {"step": self.step, **scores}]]
@@ -157,11 +157,11 @@ def train(variant: str, seed: int, args) -> None:
         **settings,
     )
     accelerator = build_accelerator(config)
-    backbone_class = BACKBONES[args.family]
-    backbone = backbone_class(load_pipeline(config, backbone_class))
-    prepared = prepare_pipeline(config, accelerator, backbone, precomputed=True)
+    base_class = base_named(args.family)
+    base = base_class(load_pipeline(config, base_class))
+    prepared = prepare_pipeline(config, accelerator, base, precomputed=True)
     source = SOURCES.get(variant, LatentSource)(data)
-    AblationTrainer(args, config, accelerator, backbone, source, *prepared).train()
+    AblationTrainer(args, config, accelerator, base, source, *prepared).train()
 
 
 def score_base(args) -> None:

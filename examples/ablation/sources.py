@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffusers_jdm.objective import fine_probability
-from diffusers_jdm.training.latents import LatentSource
+from diffusers_jdm.samples.latents import LatentSource
 
 
 class PartialCaptions(LatentSource):

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from run import BACKBONES, REASONS, VARIANTS, read_curve
+from run import REASONS, VARIANTS, read_curve
 
-from diffusers_jdm.evaluation.json_file import write_json
-from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS
+from diffusers_jdm.bases import FOLDERS
+from diffusers_jdm.evaluation.shapes import COLUMNS
+from diffusers_jdm.files import write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -163,7 +164,7 @@ def print_rows(family: str, figures: dict) -> None:
 
 def main(args):
     root = Path(args.root)
-    families = {name: summarise(root / name) for name in BACKBONES if (root / name / "base.json").exists()}
+    families = {name: summarise(root / name) for name in FOLDERS if (root / name / "base.json").exists()}
     report = next(iter(families.values())) if len(families) == 1 else families["cogvideox"]
     report = report | {"families": families}
     report["versions"] = {name: version(name) for name in ("diffusers-jdm", "diffusers", "torch")}

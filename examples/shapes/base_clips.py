@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from diffusers_jdm.data.shapes import full_caption, phrase, sample_clip
-from diffusers_jdm.data.shapes_relations import relation_caption
-from diffusers_jdm.training.fingerprint import fingerprint
+from diffusers_jdm.samples.fingerprint import fingerprint
+from diffusers_jdm.shapes.relations import relation_caption
+from diffusers_jdm.shapes.world import full_caption, phrase, sample_clip
 
 
 def to_tensor(videos):

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from diffusers_jdm.cmi import cmi_matrix_of_means
 from diffusers_jdm.data.manifest import SCHEMA, SIGNALS, Manifest, write_manifest
-from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, sample_clip
-from diffusers_jdm.data.shapes_relations import relation_caption
-from diffusers_jdm.data.shapes_signals import depth_map, edge_map
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.masks import rle_encode
+from diffusers_jdm.shapes.relations import relation_caption
+from diffusers_jdm.shapes.signals import depth_map, edge_map
+from diffusers_jdm.shapes.world import COLOURS, MOTIONS, SHAPES, STILL, sample_clip
 
 FPS = 8.0
 ATTRIBUTES = [(*COLOURS,), SHAPES, (*MOTIONS, STILL)]

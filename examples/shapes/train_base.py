@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import T5EncoderModel, T5Tokenizer
 
-from diffusers_jdm.data.shapes import sample_clip
-from diffusers_jdm.evaluation.shapes_alignment import find_objects, score
+from diffusers_jdm.shapes.evaluator import find_objects, score
+from diffusers_jdm.shapes.world import sample_clip
 
 TRANSFORMER_CONFIG = {
     "num_attention_heads": 6,

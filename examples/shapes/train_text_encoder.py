@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, TEMPLATES, allowed, full_caption
-from diffusers_jdm.data.shapes_relations import RELATIONS
+from diffusers_jdm.shapes.relations import RELATIONS
+from diffusers_jdm.shapes.world import COLOURS, MOTIONS, SHAPES, STILL, TEMPLATES, allowed, full_caption
 
 MAX_TEXT_TOKENS = 24
 NONE = -1  # a token outside every phrase, or a phrase without that attribute

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from tqdm import tqdm
 
-from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.shapes.world import sample_clip
 
 VAE_CONFIG = {
     "block_out_channels": (16, 32, 64),

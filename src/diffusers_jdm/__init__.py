@@ -12,66 +12,45 @@ from typing import TYPE_CHECKING
 
 import wrapt
 
+from diffusers_jdm.bases import public_classes
+
 if TYPE_CHECKING:
-    from .download import download_checkpoint, verify_checkpoint
-    from .export import export_overlay, overlay
-    from .hub import export_repo, write_card
-    from .inflation import inflate
-    from .models.mask_decoder_jdm import JDMMaskDecoder
-    from .models.transformer_cogvideox_jdm import JDMTransformer3DModel
-    from .models.unet_modelscope_jdm import JDMUNet3DConditionModel
-    from .pipelines.pipeline_cogvideox_jdm import CogVideoXJDMPipeline
-    from .pipelines.pipeline_modelscope_jdm import ModelScopeJDMPipeline
-    from .push import push_checkpoint, push_pipeline
+    from diffusers_jdm.bases.base import inflate as inflate
+    from diffusers_jdm.hub.card import write_card as write_card
+    from diffusers_jdm.hub.download import download_checkpoint as download_checkpoint
+    from diffusers_jdm.hub.download import verify_checkpoint as verify_checkpoint
+    from diffusers_jdm.hub.push import push_checkpoint as push_checkpoint
+    from diffusers_jdm.hub.push import push_pipeline as push_pipeline
+    from diffusers_jdm.hub.repo import export_repo as export_repo
+    from diffusers_jdm.overlay import export_overlay as export_overlay
+    from diffusers_jdm.overlay import overlay as overlay
 
 __version__ = version("diffusers-jdm")
 
 # Public name -> module. Imported on first use: the parents' modules cost seconds that a mere `import` need not pay.
-_CLASSES = {
-    "CogVideoXJDMPipeline": "pipelines.pipeline_cogvideox_jdm",
-    "JDMMaskDecoder": "models.mask_decoder_jdm",
-    "JDMTransformer3DModel": "models.transformer_cogvideox_jdm",
-    "JDMUNet3DConditionModel": "models.unet_modelscope_jdm",
-    "ModelScopeJDMPipeline": "pipelines.pipeline_modelscope_jdm",
-}
+_CLASSES = {name: f"bases.{module}" for name, module in public_classes().items()}
 _FUNCTIONS = {
-    "download_checkpoint": "download",
-    "export_overlay": "export",
-    "export_repo": "hub",
-    "inflate": "inflation",
-    "overlay": "export",
-    "push_checkpoint": "push",
-    "push_pipeline": "push",
-    "verify_checkpoint": "download",
-    "write_card": "hub",
+    "download_checkpoint": "hub.download",
+    "export_overlay": "overlay",
+    "export_repo": "hub.repo",
+    "inflate": "bases.base",
+    "overlay": "overlay",
+    "push_checkpoint": "hub.push",
+    "push_pipeline": "hub.push",
+    "verify_checkpoint": "hub.download",
+    "write_card": "hub.card",
 }
 
 _ALIAS = "diffusers.pipelines.diffusers_jdm"
 
-__all__ = [
-    "CogVideoXJDMPipeline",
-    "JDMMaskDecoder",
-    "JDMTransformer3DModel",
-    "JDMUNet3DConditionModel",
-    "ModelScopeJDMPipeline",
-    "__version__",
-    "download_checkpoint",
-    "export_overlay",
-    "export_repo",
-    "inflate",
-    "overlay",
-    "push_checkpoint",
-    "push_pipeline",
-    "verify_checkpoint",
-    "write_card",
-]
+__all__ = sorted([*_CLASSES, *_FUNCTIONS, "__version__"])
 
 
 def __getattr__(name: str):
     module = _CLASSES.get(name) or _FUNCTIONS.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

@@ -36,8 +36,8 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "convert",
         help="make a joint checkpoint from a base text-to-video pipeline",
-        description="Makes a joint checkpoint from a base text-to-video pipeline: CogVideoX-2B or -5B, or "
-        "text-to-video-ms-1.7b. It gives the base's videos, and must be trained to give masks.",
+        description="Makes a joint checkpoint from a base text-to-video pipeline. It gives the base's videos, and must be trained "
+        "to give masks. docs/README.md lists the bases.",
     )
     parser.add_argument("base", metavar="BASE", help="folder or Hub repo of the base pipeline")
     parser.add_argument("out", metavar="OUT", help="new folder for the joint checkpoint")
@@ -47,7 +47,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from diffusers_jdm.convert import convert
+    from diffusers_jdm.hub.convert import convert
 
     out = convert(arguments.base, arguments.out, variant=arguments.variant, revision=arguments.revision)
     print(f"Wrote the joint checkpoint {out}")
@@ -84,7 +84,7 @@ def _add_push(verbs: argparse._SubParsersAction) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from diffusers_jdm.push import push_checkpoint, staged_checkpoint
+    from diffusers_jdm.hub.push import push_checkpoint, staged_checkpoint
 
     contents = {name: getattr(arguments, name) for name in ("base", "license", "fp16", "max_shard_size")}
     contents["samples"] = dict(arguments.sample)
@@ -134,7 +134,7 @@ def _add_prepare(verbs: argparse._SubParsersAction) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from diffusers_jdm.data.settings import as_yaml, read_settings
+    from diffusers_jdm.data.prepare.settings import as_yaml, read_settings
 
     changes = [*arguments.set, *([f"clips.importer={arguments.importer}"] if arguments.importer else [])]
     settings = read_settings(arguments.config, changes)
@@ -145,8 +145,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
         raise ValueError("prepare needs VIDEOS and OUT: a folder with videos, and one for the training set.")
 
     try:
-        from diffusers_jdm.data.prepare import prepare, read_arguments
-        from diffusers_jdm.data.write_dataset import report, summary
+        from diffusers_jdm.data.prepare.run import prepare, read_arguments
+        from diffusers_jdm.data.prepare.write_dataset import report, summary
     except ModuleNotFoundError as error:
         raise ImportError(f'prepare needs {error.name}: pip install "diffusers-jdm[prepare]"') from error
 
@@ -191,7 +191,7 @@ def _add_dataset(verbs: argparse._SubParsersAction) -> None:
 
 def _check_dataset(arguments: argparse.Namespace) -> None:
     from diffusers_jdm.data.check import check_dataset
-    from diffusers_jdm.data.hub_dataset import resolve
+    from diffusers_jdm.data.publish import resolve
 
     problems = check_dataset(resolve(arguments.folder), decode=not arguments.no_decode)
     for problem in problems:
@@ -202,7 +202,7 @@ def _check_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _push_dataset(arguments: argparse.Namespace) -> None:
-    from diffusers_jdm.data.hub_dataset import push_dataset
+    from diffusers_jdm.data.publish import push_dataset
 
     files = push_dataset(
         arguments.folder,

@@ -10,100 +10,96 @@ projections at zero nothing could be learned, as it is gradients reach both new 
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
 
-from diffusers_jdm.models import JDMTransformer3DModel, JDMUNet3DConditionModel
 
-# The tensors that grow, and on which dim. CogVideoX: a Conv2d on patches and a Linear whose rows are channel-major
-# (all pixels of a patch of channel 0 first); ModelScope: two Conv2d. So in both the mask has the last half of the rows.
-PROJECTIONS = {
-    "patch_embed.proj.weight": 1,  # (D, C, p, p)
-    "proj_out.weight": 0,  # (C * p * p, D)
-    "proj_out.bias": 0,
-    "conv_in.weight": 1,  # (D, C, 3, 3)
-    "conv_out.weight": 0,  # (C, D, 3, 3)
-    "conv_out.bias": 0,
-}
+class Growth(NamedTuple):
+    """How a tensor grows: along `dim`, where its channels lie in `positions` blocks of C; zeros go behind each block.
 
-JOINT_CLASSES: dict[str, type[ModelMixin]] = {
-    "CogVideoXTransformer3DModel": JDMTransformer3DModel,
-    "UNet3DConditionModel": JDMUNet3DConditionModel,
-}
-
-
-def joint_config(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The joint model's config: the base's with its channels doubled, without private keys (`_class_name`, ...).
-
-    Args:
-        class_name: the base model's class.
-        config: the base model's config.
-
-    Raises:
-        ValueError: the base is not one that can be made joint.
+    One block is a plain appending: (C, ...) → (2C, ...). An output whose rows are patch-major, row = position · C + channel,
+    has as many blocks as a patch has positions.
     """
-    if class_name in {joint.__name__ for joint in JOINT_CLASSES.values()}:
-        raise ValueError(f"{class_name} is a joint model already: use it as it is, or inflate the base it came from.")
-    if class_name not in JOINT_CLASSES:
-        raise ValueError(f"{class_name} cannot be made joint: the base must be one of {', '.join(JOINT_CLASSES)}.")
-    if config.get("patch_size_t") is not None:
-        raise ValueError(
-            f"CogVideoX 1.5 (patch_size_t={config['patch_size_t']}) is not supported: use CogVideoX-2B or -5B."
-        )
-    config = {name: value for name, value in config.items() if not name.startswith("_")}
-    defaults = inspect.signature(JOINT_CLASSES[class_name].__init__).parameters  # a config.json may leave them out
-    in_channels, out_channels = (config.get(n, defaults[n].default) for n in ("in_channels", "out_channels"))
-    if in_channels != out_channels:
-        raise ValueError(
-            f"{class_name} takes {in_channels} channels and gives {out_channels}: an image-to-video or otherwise "
-            "conditioned model is not supported, use the text-to-video one."
-        )
-    return config | {"in_channels": 2 * in_channels, "out_channels": 2 * out_channels}
+
+    dim: int
+    positions: int = 1
 
 
-def inflate_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Appends zeros for the mask to the projections' tensors, of the same dtype and device; the others are returned as
-    they are. A part of a state dict will do as well (a shard).
+def grow(tensor: torch.Tensor, growth: Growth) -> torch.Tensor:
+    """The tensor with zeros for the mask, of the same dtype and device; twice as long along `growth.dim`."""
+    blocks = tensor.unflatten(growth.dim, (growth.positions, -1))
+    return torch.cat([blocks, torch.zeros_like(blocks)], dim=growth.dim + 1).flatten(growth.dim, growth.dim + 1)
 
-    Input weight (D, C, k, k) → (D, 2C, k, k); output weight and bias (N, ...) → (2N, ...).
-    """
+
+def shrink(tensor: torch.Tensor, growth: Growth) -> torch.Tensor:
+    """The video's part of a tensor that has grown: `shrink(grow(tensor)) == tensor`."""
+    blocks = tensor.unflatten(growth.dim, (growth.positions, 2, -1))
+    return blocks.select(growth.dim + 1, 0).flatten(growth.dim, growth.dim + 1)
+
+
+def grow_state_dict(
+    state_dict: Mapping[str, torch.Tensor], projections: Mapping[str, Growth]
+) -> dict[str, torch.Tensor]:
+    """Grows the projections' tensors; the others are returned as they are. A part of a state dict (a shard) will do as well."""
     return {
-        name: torch.cat([tensor, torch.zeros_like(tensor)], dim=PROJECTIONS[name]) if name in PROJECTIONS else tensor
+        name: grow(tensor, projections[name]) if name in projections else tensor for name, tensor in state_dict.items()
+    }
+
+
+def shrink_state_dict(
+    state_dict: Mapping[str, torch.Tensor], projections: Mapping[str, Growth]
+) -> dict[str, torch.Tensor]:
+    """The inverse of [`grow_state_dict`]: the weights that predict the video from the video."""
+    return {
+        name: shrink(tensor, projections[name]) if name in projections else tensor
         for name, tensor in state_dict.items()
     }
 
 
-def inflate(base_model: ModelMixin) -> ModelMixin:
-    """Makes a joint model out of a base model, which stays as it is and shares no memory with the result.
+def double_channels(joint_class: type[ModelMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The joint model's config: the base's with its channels doubled, without private keys (`_class_name`, ...).
+
+    Raises:
+        ValueError: the base takes other channels than it gives: it is conditioned on more than text.
+    """
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
+    defaults = inspect.signature(joint_class.__init__).parameters  # a config.json may leave them out
+    in_channels, out_channels = (config.get(n, defaults[n].default) for n in ("in_channels", "out_channels"))
+    if in_channels != out_channels:
+        raise ValueError(
+            f"it takes {in_channels} channels and gives {out_channels}: an image-to-video or otherwise conditioned model is "
+            "not supported, use the text-to-video one."
+        )
+    return config | {"in_channels": 2 * in_channels, "out_channels": 2 * out_channels}
+
+
+def inflate_model(
+    base_model: ModelMixin,
+    joint_class: type[ModelMixin],
+    config: Mapping[str, Any],
+    projections: Mapping[str, Growth],
+) -> ModelMixin:
+    """A model of `joint_class` with the joint `config` and the weights of `base_model`, which shares no memory with it.
 
     Dtypes, device (also meta) and train or eval mode are the base's.
 
-    Args:
-        base_model: a `CogVideoXTransformer3DModel` (2B or 5B) or a `UNet3DConditionModel`.
-
-    Returns:
-        `JDMTransformer3DModel` or `JDMUNet3DConditionModel`.
-
     Raises:
-        ValueError: the base is joint already, CogVideoX 1.5, image-to-video, of another class, or carries weights
-            that its config does not explain (LoRA layers, fused projections).
+        ValueError: the base carries weights that its config does not explain (LoRA layers, fused projections).
     """
-    class_name = type(base_model).__name__
-    config = joint_config(class_name, getattr(base_model, "config", {}))
     with torch.device("meta"):  # no second set of random weights
-        joint_model = JOINT_CLASSES[class_name].from_config(config)
-
-    state_dict = inflate_state_dict({name: tensor.clone() for name, tensor in base_model.state_dict().items()})
+        joint_model = joint_class.from_config(config)
+    state_dict = {name: tensor.clone() for name, tensor in base_model.state_dict().items()}
+    state_dict = grow_state_dict(state_dict, projections)
     unexplained = sorted(state_dict.keys() ^ joint_model.state_dict().keys())
     if unexplained:
         raise ValueError(
-            f"{class_name} has weights that its config does not explain, such as `{unexplained[0]}`: unload LoRA "
-            "layers and unfuse QKV projections before inflating."
+            f"{type(base_model).__name__} has weights that its config does not explain, such as `{unexplained[0]}`: unload "
+            "LoRA layers and unfuse QKV projections before inflating."
         )
     joint_model.load_state_dict(state_dict, assign=True)
-    for name, buffer in base_model.named_buffers():  # sincos positions are a buffer that no state dict holds
+    for name, buffer in base_model.named_buffers():  # such as sincos positions, a buffer that no state dict holds
         if name not in state_dict:
             owner, _, attribute = name.rpartition(".")
             setattr(joint_model.get_submodule(owner), attribute, buffer.clone())

@@ -1,60 +1,31 @@
-"""The training objective of JDM: noising both parts (Eq. 10), L_fine (Eq. 11), L_diff (Eq. 3) and their mix (Eq. 13)."""
+"""The training objective of JDM: what is noised (Eq. 10), L_fine (Eq. 11), L_diff (Eq. 3) and their mix (Eq. 13)."""
 
 import torch
 
-from .roles import CONDITION, GENERATE
+from diffusers_jdm.roles import CONDITION, GENERATE
 
 
-def add_joint_noise(
-    scheduler,
-    latents: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.LongTensor,
-    roles: torch.LongTensor,
-    channel_dim: int = 2,
-) -> torch.Tensor:
-    """Eq. 10: independent noise for video and mask, one shared timestep; the null mask (zeros) in L_diff.
+def apply_roles(noisy: torch.Tensor, latents: torch.Tensor, roles: torch.LongTensor, channel_dim: int) -> torch.Tensor:
+    """What the denoiser is given (Eq. 10): noised where it generates, clean where it is told, zeros where it is left out.
 
-    What is given as a condition stays clean: see `roles.py`.
+    The null mask of L_diff is such zeros; see `roles.py`.
 
     Args:
-        scheduler: with `add_noise`, its tables on the latents' device.
-        latents, noise (`torch.Tensor`): video and mask one after the other on `channel_dim`, 2C channels.
-        timesteps (`torch.LongTensor` of shape `(batch_size,)`): one for both parts of a sample.
+        noisy, latents (`torch.Tensor`): with and without noise, video and mask one after the other on `channel_dim`, 2C
+            channels.
         roles (`torch.LongTensor` of shape `(batch_size, 2)`): of the video and of the mask.
-        channel_dim (`int`, defaults to 2): 2 for CogVideoX, `(B, F, 2C, H, W)`; 1 for the 3D U-Net, `(B, 2C, F, H, W)`.
     """
     parts = zip(
-        scheduler.add_noise(latents, noise, timesteps).chunk(2, dim=channel_dim),
+        noisy.chunk(2, dim=channel_dim),
         latents.chunk(2, dim=channel_dim),
         roles[:, :, None, None, None, None].unbind(1),
     )
     return torch.cat(
         [
-            torch.where(role == GENERATE, noisy, torch.where(role == CONDITION, clean, 0))
-            for noisy, clean, role in parts
+            torch.where(role == GENERATE, noised, torch.where(role == CONDITION, clean, 0))
+            for noised, clean, role in parts
         ],
         dim=channel_dim,
-    )
-
-
-def prediction_target(
-    scheduler, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.LongTensor
-) -> torch.Tensor:
-    """What the network has to predict under the scheduler's `prediction_type`; the shape of `sample`, fp32.
-
-    Raises:
-        ValueError: for a `prediction_type` other than "epsilon", "v_prediction" or "sample".
-    """
-    prediction_type = scheduler.config.prediction_type
-    if prediction_type == "epsilon":
-        return noise.float()
-    if prediction_type == "v_prediction":
-        return scheduler.get_velocity(sample.float(), noise.float(), timesteps)
-    if prediction_type == "sample":
-        return sample.float()
-    raise ValueError(
-        f"The scheduler's prediction_type is {prediction_type!r}; JDM trains 'epsilon', 'v_prediction' or 'sample'."
     )
 
 
@@ -72,7 +43,7 @@ def joint_loss(
     prediction: torch.Tensor,
     target: torch.Tensor,
     roles: torch.LongTensor,
-    channel_dim: int = 2,
+    channel_dim: int,
     weight: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Eq. 13, L = (1 - w′) L_diff + w′ L_fine, over a batch whose members each stand in one of the two branches.
@@ -84,7 +55,7 @@ def joint_loss(
     Args:
         prediction, target (`torch.Tensor`): video and mask one after the other on `channel_dim`, 2C channels.
         roles (`torch.LongTensor` of shape `(batch_size, 2)`): of the video and of the mask; one of them is generated.
-        channel_dim (`int`, defaults to 2): 2 for CogVideoX, `(B, F, 2C, H, W)`; 1 for the 3D U-Net, `(B, 2C, F, H, W)`.
+        channel_dim (`int`): of a batch, a base's `channel_dim`.
         weight (`torch.Tensor` of shape `(batch_size,)`, *optional*): the weights of the two-pass form.
 
     Returns:

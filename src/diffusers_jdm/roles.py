@@ -30,6 +30,11 @@ def has_roles(denoiser: ModelMixin) -> bool:
     return denoiser.config.get("time_cond_proj_dim") == ROLE_CHANNELS
 
 
+def role_condition(denoiser: ModelMixin, noisy: torch.Tensor, roles: torch.LongTensor | None) -> torch.Tensor | None:
+    """`timestep_cond` of a denoiser that knows roles, in the dtype of `noisy`; None for one that does not."""
+    return role_vector(roles).to(noisy.dtype) if roles is not None and has_roles(denoiser) else None
+
+
 def add_roles(denoiser: ModelMixin) -> None:
     """Gives a joint model the role embedding, diffusers' own projection of `timestep_cond`, and notes it in its config.
 

@@ -84,9 +84,7 @@ def test_what_the_variants_train(bench, args, tmp_path):
 
 def test_the_mask_s_tokens_are_predicted_as_the_mask(bench, args):
     """With the mask's latents and prediction where `joint_loss` looks for them."""
-    backbone = bench.TokenConcatBackbone(
-        bench.CogVideoXPipeline(None, None, None, bench.build_transformer(args), None)
-    )
+    base = bench.TokenConcatCogVideoX(bench.CogVideoXPipeline(None, None, None, bench.build_transformer(args), None))
     noisy = torch.randn(2, 3, 32, 4, 6)
     seen = []
 
@@ -94,7 +92,7 @@ def test_the_mask_s_tokens_are_predicted_as_the_mask(bench, args):
         seen.append(hidden_states)
         return (hidden_states * 2,)
 
-    assert torch.equal(backbone.predict(model, noisy, torch.tensor([1, 2]), torch.zeros(2, 5, 8)), noisy * 2)
+    assert torch.equal(base.predict(model, noisy, torch.tensor([1, 2]), torch.zeros(2, 5, 8)), noisy * 2)
     assert torch.equal(seen[0], torch.cat([noisy[:, :, :16], noisy[:, :, 16:]], dim=1))
 
 

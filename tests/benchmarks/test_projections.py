@@ -41,7 +41,7 @@ def test_the_share_of_a_forward(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import projections
 
-    from diffusers_jdm.evaluation.overhead_models import real_pair
+    from diffusers_jdm.evaluation.overhead.denoisers import real_pair
 
     small = small_models.cogvideox_base_pipeline().transformer
     pair = real_pair("cogvideox", (9, 16, 16), False)

@@ -17,7 +17,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from diffusers_jdm.data.settings import PrepareSettings
+from diffusers_jdm.data.prepare.settings import PrepareSettings
 
 ROOT = Path(__file__).parents[2]
 

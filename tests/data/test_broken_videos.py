@@ -11,10 +11,10 @@ import pytest
 import shapes_backends
 
 from diffusers_jdm.data.check import check_dataset
-from diffusers_jdm.data.prepare import prepare
-from diffusers_jdm.data.settings import read_settings
-from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.data.prepare.run import prepare
+from diffusers_jdm.data.prepare.settings import read_settings
 from diffusers_jdm.data.video import write_video
+from diffusers_jdm.shapes.world import sample_clip
 
 FRAMES = sample_clip(5, 2, "train", 2, 12, 48, 48).video
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from diffusers_jdm.data.check import check_dataset
 from diffusers_jdm.data.manifest import SCHEMA, SCHEMA_VERSION, VERSION_KEY
-from diffusers_jdm.data.write_dataset import dataset_schema
+from diffusers_jdm.data.prepare.write_dataset import dataset_schema
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_clips import HEIGHT, WIDTH, clip, write_clips
 
-from diffusers_jdm.data.manifest import SCHEMA, BadSampleError, Manifest, check_row, is_inside, write_manifest
+from diffusers_jdm.data.manifest import SCHEMA, Manifest, check_row, is_inside, write_manifest
+from diffusers_jdm.errors import BadSampleError
 from diffusers_jdm.masks import rle_decode, rle_encode
 
 

@@ -13,16 +13,17 @@ import shapes_backends
 
 from diffusers_jdm.data import media
 from diffusers_jdm.data.check import check_dataset
-from diffusers_jdm.data.hub_dataset import push_dataset
-from diffusers_jdm.data.listing import find_videos
-from diffusers_jdm.data.manifest import BadSampleError, Manifest
-from diffusers_jdm.data.prepare import prepare
-from diffusers_jdm.data.settings import read_settings
-from diffusers_jdm.data.shapes import sample_clip
+from diffusers_jdm.data.manifest import Manifest
+from diffusers_jdm.data.prepare.listing import find_videos
+from diffusers_jdm.data.prepare.run import prepare
+from diffusers_jdm.data.prepare.settings import read_settings
+from diffusers_jdm.data.prepare.write_dataset import place_of, place_video, report
+from diffusers_jdm.data.publish import push_dataset
 from diffusers_jdm.data.video import probe, read_frames, write_video
-from diffusers_jdm.data.write_dataset import place_of, place_video, report
-from diffusers_jdm.training.fingerprint import clip_key
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.errors import BadSampleError
+from diffusers_jdm.samples.fingerprint import clip_key
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.shapes.world import sample_clip
 
 
 def pack(tar, files, mode="w"):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip
 
-from diffusers_jdm.data.manifest import BadSampleError
 from diffusers_jdm.data.video import fit, probe, read_frames, write_video
+from diffusers_jdm.errors import BadSampleError
 
 CAMEL = Path(__file__).parent / "davis_camel" / "camel.mp4"  # 28 frames of 48×80, H.264 4:2:0
 

@@ -10,10 +10,10 @@ from huggingface_hub import ModelCard
 
 from diffusers_jdm import cli
 from diffusers_jdm.evaluation.card_metrics import add_to_card, card_results
-from diffusers_jdm.evaluation.mask_evaluation import evaluate_masks
+from diffusers_jdm.evaluation.masks.evaluation import evaluate_masks
 from diffusers_jdm.evaluation.report import from_markdown, write_report
-from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS
-from diffusers_jdm.evaluation.shapes_suite import METRICS
+from diffusers_jdm.evaluation.shapes import COLUMNS
+from diffusers_jdm.shapes.suite import METRICS
 
 ROW = dict(zip(COLUMNS, (0.91, 0.82, 0.73, 0.64, 0.55, 0.46, 0.37)))
 SHAPES = {

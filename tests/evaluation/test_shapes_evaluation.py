@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffusers_jdm import cli
-from diffusers_jdm.evaluation.shapes_evaluation import COLUMNS, evaluate_shapes, sample, shapes_table
+from diffusers_jdm.evaluation.shapes import COLUMNS, evaluate_shapes, sample, shapes_table
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 JOINT, BASE, MODELSCOPE = (str(SHAPES / name) for name in ("joint", "base", "joint_modelscope"))

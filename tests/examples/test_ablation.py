@@ -10,11 +10,11 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_jdm.data.shapes import sample_clip
-from diffusers_jdm.data.shapes_relations import RELATIONS
-from diffusers_jdm.data.shapes_signals import depth_map, edge_map
-from diffusers_jdm.training.latents import LatentSource
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.shapes.relations import RELATIONS
+from diffusers_jdm.shapes.signals import depth_map, edge_map
+from diffusers_jdm.shapes.world import sample_clip
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,8 +20,8 @@ import tqdm.auto
 import yaml
 from small_browser import CHROMIUM, REASON, Browser
 
-from diffusers_jdm.data.shapes import sample_clip
 from diffusers_jdm.data.video import probe, read_frames, write_video
+from diffusers_jdm.shapes.world import sample_clip
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

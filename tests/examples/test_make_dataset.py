@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from diffusers_jdm.data.manifest import Manifest
-from diffusers_jdm.data.shapes import COLOURS, MOTIONS, SHAPES, STILL, ShapeObject, phrase, sample_clip
-from diffusers_jdm.training.dataset import Region
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.samples.dataset import Region
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.shapes.world import COLOURS, MOTIONS, SHAPES, STILL, ShapeObject, phrase, sample_clip
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "shapes" / "make_dataset.py"
 spec = importlib.util.spec_from_file_location("make_dataset", SCRIPT)

@@ -13,10 +13,10 @@ from diffusers import CogVideoXPipeline, DiffusionPipeline
 from PIL import Image
 from test_loading import PIPELINES, assert_is_a_whole_repo, run_python, same_weights
 
-from diffusers_jdm.data.shapes import phrase, sample_clip
-from diffusers_jdm.evaluation.shapes_alignment import find_objects, mask_iou, named_pixels, score
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
 from diffusers_jdm.masks import mask_to_rgb
-from diffusers_jdm.training.backbones import CogVideoXBackbone
+from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels, score
+from diffusers_jdm.shapes.world import phrase, sample_clip
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "examples" / "shapes"
@@ -165,7 +165,7 @@ def test_its_mask_decoder_agrees_with_its_vae(joint, clips):
     pipe = joint["cogvideox"]
     with torch.no_grad():
         pixels = torch.from_numpy(np.stack([mask_to_rgb(clip.masks.any(0)) for clip in clips]))
-        latents = CogVideoXBackbone(pipe).encode_pixels(pixels)
+        latents = CogVideoX(pipe).encode_pixels(pixels)
         slow, fast = (pipe.decode_masks(latents, which).numpy() >= 0.5 for which in ("vae", "fast"))
     assert mask_iou(slow, fast) > 0.97
 

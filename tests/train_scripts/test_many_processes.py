@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from small_data import read_log
 
 from diffusers_jdm import CogVideoXJDMPipeline, ModelScopeJDMPipeline
-from diffusers_jdm.training.dataset import PositionSampler
+from diffusers_jdm.samples.dataset import PositionSampler
 
 CONFIGS = ROOT / "train_scripts" / "accelerate"
 TOLERANCE = 1e-5

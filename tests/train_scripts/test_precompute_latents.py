@@ -16,15 +16,17 @@ from small_clips import clip, clip_row, pixels_of, write_clips, write_rows, writ
 from small_models import cogvideox_base_pipeline, modelscope_base_pipeline
 from transformers import CLIPTextModel, T5EncoderModel
 
+from diffusers_jdm.bases.base import inflate
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
+from diffusers_jdm.bases.modelscope.base import ModelScope
 from diffusers_jdm.data.signals import signal_to_rgb
 from diffusers_jdm.data.video import write_video
-from diffusers_jdm.inflation import inflate
 from diffusers_jdm.masks import mask_to_rgb
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
-from diffusers_jdm.training.dataset import Region
-from diffusers_jdm.training.latents import LatentSource, index_files, read_index
-from diffusers_jdm.training.preflight import check_latents, check_same_encoders, read_base
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.samples.dataset import Region
+from diffusers_jdm.samples.latents import LatentSource, index_files, read_index
+from diffusers_jdm.samples.opening import check_latents, check_same_encoders
+from diffusers_jdm.samples.videos import VideoSource
+from diffusers_jdm.training.setup import read_base
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train_scripts" / "precompute_latents.py"
@@ -96,7 +98,7 @@ def test_latents_are_those_of_the_videos(family, data, tmp_path, request):
     latents = LatentSource(precompute(base, data, tmp_path / "latents", "--num_subsets", 3))
     videos = VideoSource(data, 9, 16, 16)
     pipe = cogvideox_base_pipeline() if family == "cogvideox" else modelscope_base_pipeline()
-    backbone = CogVideoXBackbone(pipe) if family == "cogvideox" else ModelScopeBackbone(pipe)
+    base = CogVideoX(pipe) if family == "cogvideox" else ModelScope(pipe)
     close = {"rtol": 2e-3, "atol": 2e-3}  # fp16 on disk
     assert latents.ids == videos.ids and latents.family == family
     for index in range(0, 4, 3):
@@ -112,14 +114,14 @@ def test_latents_are_those_of_the_videos(family, data, tmp_path, request):
             assert one["prompt"] == two["prompt"]
             with torch.no_grad():
                 pixels = two["video"][None].float() / 127.5 - 1
-                torch.testing.assert_close(one["video"], backbone.encode_pixels(pixels)[0], **close)
-                embeds = backbone.encode_prompt([two["prompt"]])[0]
+                torch.testing.assert_close(one["video"], base.encode_pixels(pixels)[0], **close)
+                embeds = base.encode_prompt([two["prompt"]])[0]
                 torch.testing.assert_close(one["prompt_embeds"], embeds, **close)
                 if stored is not None:
                     mask = torch.from_numpy(mask_to_rgb(two["mask"].numpy()))[None]
-                    torch.testing.assert_close(one["mask"], backbone.encode_pixels(mask)[0], **close)
+                    torch.testing.assert_close(one["mask"], base.encode_pixels(mask)[0], **close)
         empty = latents.read(index, None, drop_text=True)["prompt_embeds"]
-        torch.testing.assert_close(empty, backbone.encode_prompt([""])[0], **close)
+        torch.testing.assert_close(empty, base.encode_prompt([""])[0], **close)
 
 
 def test_a_joint_pipeline_will_do_as_the_base(cogvideox_base, latents, data, tmp_path):
@@ -486,8 +488,8 @@ def test_another_vae_needs_another_folder(data, latents, tmp_path):
 
 def test_what_is_stored_are_the_latents_of_this_base(cogvideox_base_folder, latents):
     """As a train script asks, before and after it loads the base."""
-    source, base = LatentSource(latents), read_base(str(cogvideox_base_folder), CogVideoXBackbone)
-    check_latents(source, CogVideoXBackbone, base, {})
+    source, base = LatentSource(latents), read_base(str(cogvideox_base_folder), CogVideoX)
+    check_latents(source, CogVideoX, base, {})
     check_same_encoders(source, DiffusionPipeline.from_pretrained(cogvideox_base_folder))
 
 
@@ -534,14 +536,14 @@ def test_regional_signals(cogvideox_base_folder, tmp_path, capsys):
     out = precompute(cogvideox_base_folder, data, tmp_path / "out", "--regional_signal", "depth", "--dtype", "float32")
     stored, videos = LatentSource(out), VideoSource(data, 9, 16, 16, "depth")
     assert stored.signal == "depth"
-    backbone = CogVideoXBackbone(DiffusionPipeline.from_pretrained(cogvideox_base_folder))
+    base = CogVideoX(DiffusionPipeline.from_pretrained(cogvideox_base_folder))
     for index in range(2):
         for number, region in enumerate(stored.regions(index)):
             subset = stored._entry(index)["regions"][number]["subset"]
             mask = videos.read(index, Region(sum(1 << i for i in subset), "", 0.0))["mask"]
             with torch.no_grad():
                 rgb = signal_to_rgb(mask.numpy())
-                latents = backbone.encode_pixels(torch.from_numpy(rgb)[None])[0]
+                latents = base.encode_pixels(torch.from_numpy(rgb)[None])[0]
             assert torch.allclose(stored.read(index, region)["mask"], latents, atol=1e-4)
     with pytest.raises(SystemExit, match="regional_signal 'depth', not 'mask'"):
         precompute(cogvideox_base_folder, data, out, "--dtype", "float32")

@@ -10,10 +10,9 @@ import small_data
 import torch
 from small_clips import clip_row, write_clips, write_rows
 
-from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.models import JDMMaskDecoder
-from diffusers_jdm.training.errors import TrainingError
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.bases.mask_decoder_jdm import JDMMaskDecoder
+from diffusers_jdm.errors import BadSampleError, TrainingError
+from diffusers_jdm.samples.videos import VideoSource
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("train_mask_decoder", ROOT / "train_scripts" / "train_mask_decoder.py")
@@ -42,7 +41,7 @@ def joints(tmp_path_factory):
     """A tiny joint pipeline of each family, saved. Shared: read only."""
     folder = tmp_path_factory.mktemp("joint")
     for family in small_data.NUM_FRAMES:
-        small_data.joint_backbone(family).pipe.save_pretrained(folder / family)
+        small_data.joint_base(family).pipe.save_pretrained(folder / family)
     return folder
 
 
@@ -56,14 +55,14 @@ def test_what_comes_out_loads_and_fits_the_pipeline(family, joints, training_set
     assert {path.name for path in tmp_path.iterdir()} == {"mask_decoder", "log.jsonl", "training_state.pt"}
 
     decoder = JDMMaskDecoder.from_pretrained(tmp_path / "mask_decoder")
-    backbone = small_data.joint_backbone(family)
+    base = small_data.joint_base(family)
     pixels = torch.ones(1, frames, 16, 16, 3)
     with torch.no_grad():
-        latents = backbone.encode_pixels(pixels)
-        slow = backbone.pipe.decode_masks(latents)
-        backbone.pipe.register_modules(mask_decoder=decoder)
-        fast = backbone.pipe.decode_masks(latents, "fast")
-    assert torch.equal(fast, decoder.decode(latents.movedim(backbone.channel_dim, 1)))
+        latents = base.encode_pixels(pixels)
+        slow = base.pipe.decode_masks(latents)
+        base.pipe.register_modules(mask_decoder=decoder)
+        fast = base.pipe.decode_masks(latents, "fast")
+    assert torch.equal(fast, decoder.decode(latents.movedim(base.channel_dim, 1)))
     assert fast.shape == slow.shape == pixels.shape[:-1]
 
 
@@ -89,12 +88,12 @@ def test_it_goes_on_after_a_stop(joints, training_set, tmp_path):
 
 
 def test_the_teacher_says_what_the_vae_makes_of_these_latents(training_set):
-    backbone = small_data.joint_backbone("cogvideox")
-    latents, soft = script.teach(backbone, [torch.zeros(9, 16, 16), torch.ones(9, 16, 16)], "no")
+    base = small_data.joint_base("cogvideox")
+    latents, soft = script.teach(base, [torch.zeros(9, 16, 16), torch.ones(9, 16, 16)], "no")
     assert latents.shape == (2, 4, 3, 2, 2) and soft.shape == (2, 9, 16, 16)
     with torch.no_grad():
-        decoded = backbone.pipe.decode_masks(latents.float().movedim(1, 2))
-        white = backbone.encode_pixels(torch.ones(1, 9, 16, 16, 3)).movedim(2, 1)
+        decoded = base.pipe.decode_masks(latents.float().movedim(1, 2))
+        white = base.encode_pixels(torch.ones(1, 9, 16, 16, 3)).movedim(2, 1)
     torch.testing.assert_close(soft.float(), decoded, rtol=0, atol=2e-3)  # fp16
     torch.testing.assert_close(latents[1:].float(), white, rtol=0, atol=2e-3)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from diffusers_jdm.errors import TrainingError
 from diffusers_jdm.training import checkpoint
 from diffusers_jdm.training.checkpoint import (
     check_same_run,
@@ -22,7 +23,6 @@ from diffusers_jdm.training.checkpoint import (
     save_checkpoint,
 )
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.errors import TrainingError
 
 
 def truncate(path):

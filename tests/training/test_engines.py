@@ -5,10 +5,10 @@ import small_models
 import torch
 from accelerate.utils import DistributedType
 
-from diffusers_jdm.inflation import inflate
+from diffusers_jdm.bases.base import inflate
+from diffusers_jdm.errors import TrainingError
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.engines import adapt_to_engine, check_engine, checkpoint_kind, innermost, is_scale_search
-from diffusers_jdm.training.errors import TrainingError
 
 
 def config(**flags) -> TrainConfig:
@@ -84,12 +84,12 @@ def test_the_flags_decide_over_deepspeeds_configuration():
     }
 
 
-def test_a_model_that_deepspeed_made_bf16_takes_fp32(backbone):
-    model = getattr(backbone.pipe, backbone.component)
+def test_a_model_that_deepspeed_made_bf16_takes_fp32(base):
+    model = getattr(base.pipe, base.component)
     adapt_to_engine(config(), accelerator(DistributedType.DEEPSPEED), model)
     model.to(torch.bfloat16)
-    shape = (1, 3, 8, 2, 2) if backbone.family == "cogvideox" else (1, 8, 3, 8, 8)
-    prediction = backbone.predict(model, torch.randn(shape), torch.tensor([500]), torch.randn(1, 16, 32))
+    shape = (1, 3, 8, 2, 2) if base.name == "cogvideox" else (1, 8, 3, 8, 8)
+    prediction = base.predict(model, torch.randn(shape), torch.tensor([500]), torch.randn(1, 16, 32))
     assert prediction.dtype == torch.bfloat16
 
 

@@ -9,23 +9,19 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from small_clips import clip_row, write_rows
-from small_data import joint_backbone, write_training_set
+from small_data import joint_base, write_training_set
 
-from diffusers_jdm.data.manifest import BadSampleError
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
+from diffusers_jdm.bases.base import default_size
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
+from diffusers_jdm.bases.modelscope.base import ModelScope
+from diffusers_jdm.errors import BadSampleError, TrainingError
+from diffusers_jdm.samples.latents import LatentSource
+from diffusers_jdm.samples.opening import check_same_encoders, validate_dataset
+from diffusers_jdm.samples.videos import VideoSource
 from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.errors import TrainingError
-from diffusers_jdm.training.latents import LatentSource
-from diffusers_jdm.training.preflight import (
-    check_same_encoders,
-    default_size,
-    open_source,
-    read_base,
-    validate_dataset,
-)
-from diffusers_jdm.training.videos import VideoSource
+from diffusers_jdm.training.setup import open_source, read_base
 
-BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
+BACKBONES = {"cogvideox": CogVideoX, "modelscope": ModelScope}
 
 
 @pytest.fixture(params=["cogvideox", "modelscope"])
@@ -55,11 +51,11 @@ def test_the_other_family_is_refused(cogvideox_base_folder, modelscope_base_fold
     with pytest.raises(
         TrainingError, match="is a CogVideoXPipeline; this script trains TextToVideoSDPipeline or ModelScopeJDM"
     ):
-        read_base(str(cogvideox_base_folder), ModelScopeBackbone)
+        read_base(str(cogvideox_base_folder), ModelScope)
     with pytest.raises(
         TrainingError, match="is a TextToVideoSDPipeline; this script trains CogVideoXPipeline or CogVideoXJDM"
     ):
-        read_base(str(modelscope_base_folder), CogVideoXBackbone)
+        read_base(str(modelscope_base_folder), CogVideoX)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +66,12 @@ def test_bases_that_cannot_be_made_joint(key, value, message, cogvideox_base_fol
     path = tmp_path / "base" / "transformer" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(TrainingError, match=message):
-        read_base(str(tmp_path / "base"), CogVideoXBackbone)
+        read_base(str(tmp_path / "base"), CogVideoX)
 
 
 def test_no_such_base(tmp_path):
     with pytest.raises(TrainingError, match=r"nowhere is no diffusers pipeline"):
-        read_base(str(tmp_path / "nowhere"), CogVideoXBackbone)
+        read_base(str(tmp_path / "nowhere"), CogVideoX)
 
 
 def test_data_is_opened_by_what_the_folder_holds(family, request, training_set):
@@ -97,9 +93,9 @@ def test_the_sizes_of_the_published_bases():
     """As their config.json have them: 49×480×720 and 16×256×256."""
     vae = {"block_out_channels": [128, 256, 256, 512]}
     cogvideox = {"sample_frames": 49, "sample_height": 60, "sample_width": 90}
-    size = default_size(CogVideoXBackbone, type("Base", (), {"denoiser": cogvideox, "vae": vae}))
+    size = default_size(CogVideoX, type("Base", (), {"denoiser": cogvideox, "vae": vae}))
     assert size == {"num_frames": 49, "height": 480, "width": 720}
-    size = default_size(ModelScopeBackbone, type("Base", (), {"denoiser": {"sample_size": 32}, "vae": vae}))
+    size = default_size(ModelScope, type("Base", (), {"denoiser": {"sample_size": 32}, "vae": vae}))
     assert size == {"num_frames": 16, "height": 256, "width": 256}
 
 
@@ -112,24 +108,24 @@ def test_the_sizes_of_the_published_bases():
     ],
 )
 def test_videos_that_do_not_fit(flags, message, cogvideox_base_folder, training_set):
-    base = read_base(str(cogvideox_base_folder), CogVideoXBackbone)
+    base = read_base(str(cogvideox_base_folder), CogVideoX)
     with pytest.raises(TrainingError, match=message):
-        open_source(config(cogvideox_base_folder, training_set, **flags), CogVideoXBackbone, base)
+        open_source(config(cogvideox_base_folder, training_set, **flags), CogVideoX, base)
 
 
 def test_latents_that_do_not_fit(cogvideox_base_folder, cogvideox_latents, modelscope_latents):
-    base = read_base(str(cogvideox_base_folder), CogVideoXBackbone)
+    base = read_base(str(cogvideox_base_folder), CogVideoX)
     with pytest.raises(TrainingError, match=r"--num_frames 17, but the latents in .* are of clips with num_frames 9"):
-        open_source(config(cogvideox_base_folder, cogvideox_latents, num_frames=17), CogVideoXBackbone, base)
+        open_source(config(cogvideox_base_folder, cogvideox_latents, num_frames=17), CogVideoX, base)
     with pytest.raises(TrainingError, match=r"holds latents of modelscope, and the base is cogvideox"):
-        open_source(config(cogvideox_base_folder, modelscope_latents), CogVideoXBackbone, base)
+        open_source(config(cogvideox_base_folder, modelscope_latents), CogVideoX, base)
     for part, key, message in (
         ("vae", "latent_channels", "latents of 4 channels"),
         ("denoiser", "text_embed_dim", "32"),
     ):
         other = base._replace(**{part: getattr(base, part) | {key: 16}})
         with pytest.raises(TrainingError, match=f"holds .*{message}.*precompute them with this base"):
-            open_source(config(cogvideox_base_folder, cogvideox_latents), CogVideoXBackbone, other)
+            open_source(config(cogvideox_base_folder, cogvideox_latents), CogVideoX, other)
 
 
 def test_latents_of_a_vae_with_another_scale(family, request):
@@ -147,7 +143,7 @@ def test_latents_of_other_weights(part, family, request):
     """They are known once the pipeline is loaded."""
     source = LatentSource(request.getfixturevalue(f"{family}_latents"))
     check_same_encoders(source, DiffusionPipeline.from_pretrained(request.getfixturevalue(f"{family}_base_folder")))
-    pipe = joint_backbone(family).pipe
+    pipe = joint_base(family).pipe
     if part is None:
         return check_same_encoders(source, pipe.to(torch.float64))
     with torch.no_grad():
@@ -157,7 +153,7 @@ def test_latents_of_other_weights(part, family, request):
 
 
 def test_videos_need_no_encoders_of_their_own(training_set):
-    check_same_encoders(VideoSource(training_set, 9, 16, 16), joint_backbone("cogvideox").pipe)
+    check_same_encoders(VideoSource(training_set, 9, 16, 16), joint_base("cogvideox").pipe)
 
 
 @pytest.mark.parametrize("complete", [False, None])
@@ -167,23 +163,23 @@ def test_unfinished_latents(complete, cogvideox_base_folder, cogvideox_latents, 
     assert settings.pop("complete") is True
     settings |= {} if complete is None else {"complete": complete}
     (folder / "latents.json").write_text(json.dumps(settings))
-    base = read_base(str(cogvideox_base_folder), CogVideoXBackbone)
+    base = read_base(str(cogvideox_base_folder), CogVideoX)
     with pytest.raises(TrainingError, match=r"is not finished: run train_scripts/precompute_latents.py to its end"):
-        open_source(config(cogvideox_base_folder, folder), CogVideoXBackbone, base)
+        open_source(config(cogvideox_base_folder, folder), CogVideoX, base)
 
 
 def test_an_empty_prompt_of_nan(cogvideox_base_folder, cogvideox_latents, tmp_path):
     folder = shutil.copytree(cogvideox_latents, tmp_path / "latents")
     save_file({"text": torch.full((16, 32), float("nan"))}, folder / "empty_prompt.safetensors")
-    base = read_base(str(cogvideox_base_folder), CogVideoXBackbone)
+    base = read_base(str(cogvideox_base_folder), CogVideoX)
     with pytest.raises(BadSampleError, match=r"the empty prompt's embedding in .* holds NaN"):
-        open_source(config(cogvideox_base_folder, folder), CogVideoXBackbone, base)
+        open_source(config(cogvideox_base_folder, folder), CogVideoX, base)
 
 
 def test_direct_fine_tuning_of_a_joint_model_is_refused(cogvideox_base_folder, cogvideox_latents):
-    joint = read_base(str(cogvideox_base_folder), CogVideoXBackbone)._replace(pipeline_class="CogVideoXJDMPipeline")
+    joint = read_base(str(cogvideox_base_folder), CogVideoX)._replace(pipeline_class="CogVideoXJDMPipeline")
     with pytest.raises(TrainingError, match=r"--objective direct fine-tunes a plain base"):
-        open_source(config("base", cogvideox_latents, objective="direct"), CogVideoXBackbone, joint)
+        open_source(config("base", cogvideox_latents, objective="direct"), CogVideoX, joint)
 
 
 def test_all_samples_can_be_tried_before_a_run(tmp_path, capsys):

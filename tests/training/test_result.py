@@ -8,14 +8,15 @@ import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, TextToVideoSDPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, ModelCard
-from small_data import joint_backbone, train, train_and_keep
+from small_data import joint_base, train, train_and_keep
 from small_hub import Hub, take_for_the_hub
 
 from diffusers_jdm import CogVideoXJDMPipeline, ModelScopeJDMPipeline
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
+from diffusers_jdm.bases.modelscope.base import ModelScope
 from diffusers_jdm.training import result
-from diffusers_jdm.training.backbones import CogVideoXBackbone, ModelScopeBackbone
 
-BACKBONES = {"cogvideox": CogVideoXBackbone, "modelscope": ModelScopeBackbone}
+BACKBONES = {"cogvideox": CogVideoX, "modelscope": ModelScope}
 CALLS = {"cogvideox": small_models.COGVIDEOX_CALL, "modelscope": small_models.MODELSCOPE_CALL}
 FULL = ["--use_ema", "--learning_rate", 1e-2, "--heldout_samples", 2, "--validation_inference_steps", 1]
 FULL += ["--validation_prompt", "a red circle:::a blue square", "--disable_vae_tiling"]
@@ -30,7 +31,7 @@ class Run:
         script = request.getfixturevalue(f"train_{family}")
         self.folder, self.trainer = train_and_keep(script, *inputs, folder / "out", *flags)
         self.family, self.component = family, BACKBONES[family].component
-        self.model = self.trainer.backbone.pipe.components[self.component].eval()
+        self.model = self.trainer.base.pipe.components[self.component].eval()
 
     def load(self):
         return DiffusionPipeline.from_pretrained(self.folder)
@@ -88,7 +89,7 @@ def test_a_joint_pipeline_loads_by_diffusers_alone(full):
     assert output.masks.shape == output.frames.shape[:-1]
     base = getattr(small_models, f"{full.family}_base_pipeline")()
     assert same(pipe.vae, base.vae) and same(pipe.text_encoder, base.text_encoder)
-    assert pipe.scheduler.config == full.trainer.backbone.pipe.scheduler.config
+    assert pipe.scheduler.config == full.trainer.base.pipe.scheduler.config
 
 
 def test_its_weights_are_the_averaged_ones(full):
@@ -98,7 +99,7 @@ def test_its_weights_are_the_averaged_ones(full):
         assert torch.equal(saved[name], averaged[name])
     # and those of the training were not lost to them
     assert any(not torch.equal(parameter, saved[name]) for name, parameter in full.model.named_parameters())
-    fresh = joint_backbone(full.family).pipe.components[full.component].state_dict()
+    fresh = joint_base(full.family).pipe.components[full.component].state_dict()
     assert sum(not torch.equal(parameter, fresh[name]) for name, parameter in saved.items()) > 0.9 * len(saved)
 
 
@@ -112,16 +113,16 @@ def test_direct_fine_tuning_leaves_a_plain_pipeline(direct):
 
 
 def test_a_lora_loads_into_the_inflated_base(lora):
-    backbone = joint_backbone(lora.family)
+    base = joint_base(lora.family)
     video = torch.randn(1, *({"cogvideox": (3, 8, 2, 2), "modelscope": (8, 3, 8, 8)}[lora.family]))
-    inputs = video, torch.tensor([500]), backbone.encode_prompt(["a red circle"])
-    model = backbone.pipe.components[lora.component]
+    inputs = video, torch.tensor([500]), base.encode_prompt(["a red circle"])
+    model = base.pipe.components[lora.component]
     with torch.no_grad():
-        before = backbone.predict(model, *inputs)
-        backbone.pipe.load_lora_weights(lora.folder, weight_name=LORA_WEIGHT_NAME_SAFE)  # 0.38 wants it offline
-        after, expected = backbone.predict(model, *inputs), backbone.predict(lora.model, *inputs)
+        before = base.predict(model, *inputs)
+        base.pipe.load_lora_weights(lora.folder, weight_name=LORA_WEIGHT_NAME_SAFE)  # 0.38 wants it offline
+        after, expected = base.predict(model, *inputs), base.predict(lora.model, *inputs)
     assert torch.allclose(after, expected, atol=1e-5)
-    for old, new in zip(before.chunk(2, backbone.channel_dim), after.chunk(2, backbone.channel_dim)):
+    for old, new in zip(before.chunk(2, base.channel_dim), after.chunk(2, base.channel_dim)):
         assert (new - old).abs().max() > 1e-3  # the video's share and the mask's
     assert not list(lora.folder.glob("**/diffusion_pytorch_model.safetensors"))
 
@@ -129,11 +130,11 @@ def test_a_lora_loads_into_the_inflated_base(lora):
 def test_a_direct_lora_loads_into_the_plain_base(runs, cogvideox_base):
     direct_lora = runs("direct lora", "cogvideox")
     cogvideox_base.load_lora_weights(direct_lora.folder, weight_name=LORA_WEIGHT_NAME_SAFE)
-    backbone = CogVideoXBackbone(cogvideox_base)
-    inputs = torch.randn(1, 3, 4, 2, 2), torch.tensor([500]), backbone.encode_prompt(["a red circle"])
+    base = CogVideoX(cogvideox_base)
+    inputs = torch.randn(1, 3, 4, 2, 2), torch.tensor([500]), base.encode_prompt(["a red circle"])
     with torch.no_grad():
-        expected = backbone.predict(direct_lora.model, *inputs)
-        assert torch.allclose(backbone.predict(cogvideox_base.transformer, *inputs), expected, atol=1e-5)
+        expected = base.predict(direct_lora.model, *inputs)
+        assert torch.allclose(base.predict(cogvideox_base.transformer, *inputs), expected, atol=1e-5)
     card = (direct_lora.folder / "README.md").read_text()
     assert "load_lora_weights" in card and "convert" not in card and "return_masks" not in card
 
@@ -244,7 +245,7 @@ def test_a_second_save_replaces_the_first(cogvideox_base_folder, cogvideox_laten
     (folder / "transformer" / "of-an-older-save.bin").touch()
     (folder / "notes.txt").write_text("mine")
     with torch.no_grad():
-        trainer.backbone.pipe.transformer.proj_out.bias.fill_(7)
+        trainer.base.pipe.transformer.proj_out.bias.fill_(7)
     before = {path.name for path in folder.iterdir()}
     result.save_result(trainer)
     assert {path.name for path in folder.iterdir()} == before  # no half result beside it
@@ -281,7 +282,7 @@ def hub(monkeypatch, tmp_path):
     def start(**options):
         hub = take_for_the_hub(Hub(**options), monkeypatch, tmp_path / "cache", token=None)
         hub.checks = []
-        monkeypatch.setattr("diffusers_jdm.push.check_in_fresh_process", lambda *call: hub.checks.append(call))
+        monkeypatch.setattr("diffusers_jdm.hub.push.check_in_fresh_process", lambda *call: hub.checks.append(call))
         return hub
 
     return start
@@ -381,7 +382,7 @@ def test_a_result_that_fails_the_check_is_not_uploaded(hub, push, tmp_path, monk
         raise ValueError("it does not load")
 
     hub = hub()
-    monkeypatch.setattr("diffusers_jdm.push.check_in_fresh_process", fails)
+    monkeypatch.setattr("diffusers_jdm.hub.push.check_in_fresh_process", fails)
     with pytest.raises(SystemExit, match=r"^error: nothing was uploaded \(it does not load\), and nothing is lost"):
         push("--hub_model_id", "mine")
     assert hub.files == {}

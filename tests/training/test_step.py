@@ -7,7 +7,7 @@ from small_data import perturb
 
 from diffusers_jdm.objective import prediction_target
 from diffusers_jdm.roles import GENERATE
-from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
+from diffusers_jdm.samples.dataset import Objective, RegionDataset, collate
 from diffusers_jdm.training.step import attention_kernel, compute_losses, encode, sample_noise, to_device
 
 CPU = torch.device("cpu")
@@ -21,33 +21,33 @@ def read_batch(source, objective, indices=range(8), epoch=0):
 # Pixels to latents
 
 
-def test_pixels_are_encoded_as_the_backbone_does(backbone, videos):
+def test_pixels_are_encoded_as_the_backbone_does(base, videos):
     batch = read_batch(videos, Objective(weight=0.5, text_dropout=0.3))
     fine = batch["roles"][:, 1] == GENERATE
     assert fine.any() and not fine.all()
-    encoded = encode(backbone, batch)
+    encoded = encode(base, batch)
     for i in range(8):
-        video = backbone.encode_pixels(batch["video"][i : i + 1].float() / 127.5 - 1)[0]
+        video = base.encode_pixels(batch["video"][i : i + 1].float() / 127.5 - 1)[0]
         mask = (batch["mask"][i : i + 1, ..., None].float() * 2 - 1).expand(-1, -1, -1, -1, 3)
-        mask = backbone.encode_pixels(mask)[0] if fine[i] else torch.zeros_like(video)
+        mask = base.encode_pixels(mask)[0] if fine[i] else torch.zeros_like(video)
         assert torch.equal(encoded["video"][i], video) and torch.equal(encoded["mask"][i], mask)
-        embeds = backbone.encode_prompt([batch["prompt"][i]])[0]
+        embeds = base.encode_prompt([batch["prompt"][i]])[0]
         assert torch.allclose(encoded["prompt_embeds"][i], embeds, atol=1e-5)
     assert not encoded["video"].requires_grad and not encoded["prompt_embeds"].requires_grad
 
 
-def test_videos_and_latents_are_two_ways_to_one_batch(backbone, videos, latents):
+def test_videos_and_latents_are_two_ways_to_one_batch(base, videos, latents):
     """The stored latents are fp16; video and full caption of L_diff do not depend on the source's draw of objects."""
     objective = Objective(weight=0.0, text_dropout=0.0)
-    online, stored = (encode(backbone, read_batch(source, objective)) for source in (videos, latents))
+    online, stored = (encode(base, read_batch(source, objective)) for source in (videos, latents))
     for name in ("video", "prompt_embeds"):
         assert torch.allclose(online[name], stored[name], atol=2e-3, rtol=2e-3)
     assert online["mask"] is None and stored["mask"] is None
 
 
-def test_a_batch_of_latents_stays_as_it_is(backbone, latents):
+def test_a_batch_of_latents_stays_as_it_is(base, latents):
     batch = read_batch(latents, Objective())
-    assert encode(backbone, batch) == batch  # the same tensors
+    assert encode(base, batch) == batch  # the same tensors
 
 
 # Noise
@@ -65,13 +65,13 @@ def test_noise_follows_from_the_seed_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_the_split_into_batches_makes_no_difference(backbone, latents):
+def test_the_split_into_batches_makes_no_difference(base, latents):
     """So a run with another number of processes, and the same global batch, has the same losses."""
-    model, scheduler = perturb(getattr(backbone.pipe, backbone.component)), backbone.noise_scheduler()
+    model, scheduler = perturb(getattr(base.pipe, base.component)), base.noise_scheduler()
     objective = Objective(weight=0.5)
-    whole = compute_losses(backbone, scheduler, model, read_batch(latents, objective), "jdm")
+    whole = compute_losses(base, scheduler, model, read_batch(latents, objective), "jdm")
     parts = [
-        compute_losses(backbone, scheduler, model, read_batch(latents, objective, indices), "jdm")
+        compute_losses(base, scheduler, model, read_batch(latents, objective, indices), "jdm")
         for indices in ([0, 1, 2], [3], [4, 5, 6, 7])
     ]
     for name in ("per_sample", "video"):
@@ -81,33 +81,31 @@ def test_the_split_into_batches_makes_no_difference(backbone, latents):
 # Losses
 
 
-def test_the_exact_two_pass_form_weighs_its_branches(backbone, latents):
-    model, scheduler = perturb(getattr(backbone.pipe, backbone.component)), backbone.noise_scheduler()
+def test_the_exact_two_pass_form_weighs_its_branches(base, latents):
+    model, scheduler = perturb(getattr(base.pipe, base.component)), base.noise_scheduler()
     batch = read_batch(latents, Objective(weight=0.8, alpha=1.5, exact_two_pass=True), range(4))
-    losses = compute_losses(backbone, scheduler, model, batch, "jdm", exact_two_pass=True)
+    losses = compute_losses(base, scheduler, model, batch, "jdm", exact_two_pass=True)
     share, fine, diff = batch["fine_probability"], losses["per_sample"][::2], losses["per_sample"][1::2]
     assert torch.allclose(losses["loss"], (share * fine + (1 - share) * diff).mean())
-    plain = compute_losses(backbone, scheduler, model, batch, "jdm")
+    plain = compute_losses(base, scheduler, model, batch, "jdm")
     assert torch.allclose(plain["loss"], losses["per_sample"].mean()) and plain["loss"] != losses["loss"]
 
 
-def test_direct_fine_tuning_is_the_plain_loss_of_a_base(backbone, latents):
-    base = getattr(small_models, f"{backbone.family}_base_pipeline")()
-    backbone, model = type(backbone)(base), getattr(base, backbone.component)
-    scheduler, batch = backbone.noise_scheduler(), read_batch(latents, Objective("direct"))
-    losses = compute_losses(backbone, scheduler, model, batch, "direct")
+def test_direct_fine_tuning_is_the_plain_loss_of_a_base(base, latents):
+    base = getattr(small_models, f"{base.name}_base_pipeline")()
+    base, model = type(base)(base), getattr(base, base.component)
+    scheduler, batch = base.noise_scheduler(), read_batch(latents, Objective("direct"))
+    losses = compute_losses(base, scheduler, model, batch, "direct")
     timesteps, video = (batch["u"] * 1000).long(), batch["video"]
     noise = sample_noise(batch["noise_seed"], video.shape[1:], CPU)
-    prediction = backbone.predict(
-        model, scheduler.add_noise(video, noise, timesteps), timesteps, batch["prompt_embeds"]
-    )
+    prediction = base.predict(model, scheduler.add_noise(video, noise, timesteps), timesteps, batch["prompt_embeds"])
     target = prediction_target(scheduler, video, noise, timesteps)
     assert "mask" not in losses
     assert torch.allclose(losses["loss"], torch.nn.functional.mse_loss(prediction, target))
 
 
 @pytest.mark.parametrize("u, timestep", [(0.0, 0), (0.5, 500), (0.9999, 999), (1 - 1e-9, 999)])
-def test_every_u_below_1_is_a_timestep(u, timestep, backbone, latents):
+def test_every_u_below_1_is_a_timestep(u, timestep, base, latents):
     batch = read_batch(latents, Objective(), range(1))
     batch = to_device(batch | {"u": torch.tensor([u], dtype=torch.float64)}, CPU)
     seen = []
@@ -116,8 +114,8 @@ def test_every_u_below_1_is_a_timestep(u, timestep, backbone, latents):
         seen.extend(timesteps.tolist())
         return noisy
 
-    spy = SimpleNamespace(channel_dim=backbone.channel_dim, predict=predict)
-    compute_losses(spy, backbone.noise_scheduler(), None, batch, "jdm")
+    spy = SimpleNamespace(channel_dim=base.channel_dim, predict=predict)
+    compute_losses(spy, base.noise_scheduler(), None, batch, "jdm")
     assert seen == [timestep]
 
 

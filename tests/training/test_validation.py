@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from small_data import NUM_FRAMES, perturb
 
-from diffusers_jdm.export import export_overlay
-from diffusers_jdm.training.dataset import Objective, RegionDataset, collate
-from diffusers_jdm.training.errors import TrainingError
-from diffusers_jdm.training.latents import LatentSource
+from diffusers_jdm.errors import TrainingError
+from diffusers_jdm.overlay import export_overlay
+from diffusers_jdm.samples.dataset import Objective, RegionDataset, collate
+from diffusers_jdm.samples.latents import LatentSource
 from diffusers_jdm.training.step import compute_losses, to_device
 from diffusers_jdm.training.validation import heldout_loss, sample_videos
 
@@ -30,26 +30,26 @@ def held_out(latents):
     return RegionDataset(latents, [1, 4], Objective(weight=0.5, text_dropout=1.0), seed=3)
 
 
-def denoiser(backbone):
-    return perturb(getattr(backbone.pipe, backbone.component))
+def denoiser(base):
+    return perturb(getattr(base.pipe, base.component))
 
 
-def look(accelerator, backbone, model, dataset, unreadable=()):
+def look(accelerator, base, model, dataset, unreadable=()):
     trained_on = RegionDataset(dataset.source, [0, 2], dataset.objective)
-    line, bad = heldout_loss(accelerator, backbone, backbone.noise_scheduler(), model, dataset, trained_on)
+    line, bad = heldout_loss(accelerator, base, base.noise_scheduler(), model, dataset, trained_on)
     assert [name for name, _ in bad] == list(unreadable)
     return line
 
 
-def test_it_is_the_same_every_time_and_leaves_no_trace(accelerator, backbone, held_out):
-    model = denoiser(backbone)
+def test_it_is_the_same_every_time_and_leaves_no_trace(accelerator, base, held_out):
+    model = denoiser(base)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     lines = []
     for training in (True, False, True):
         model.train(training)
-        lines.append(look(accelerator, backbone, model, held_out))
+        lines.append(look(accelerator, base, model, held_out))
         assert model.training == training and all(module.training == training for module in model.modules())
     assert lines[0] == lines[1] == lines[2]
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -61,19 +61,19 @@ def test_it_is_the_same_every_time_and_leaves_no_trace(accelerator, backbone, he
     }  # fmt: skip
 
 
-def test_it_does_not_depend_on_how_the_run_draws(accelerator, backbone, latents, held_out):
+def test_it_does_not_depend_on_how_the_run_draws(accelerator, base, latents, held_out):
     """Neither on w nor on text dropout, so that two runs can be compared; only on the seed and the samples."""
-    model = denoiser(backbone)
-    line = look(accelerator, backbone, model, held_out)
+    model = denoiser(base)
+    line = look(accelerator, base, model, held_out)
     for objective in (Objective(weight=1.0, alpha=0.0, text_dropout=0.0), Objective(exact_two_pass=True)):
-        assert look(accelerator, backbone, model, RegionDataset(latents, [1, 4], objective, seed=3)) == line
-    assert look(accelerator, backbone, model, RegionDataset(latents, [1, 4], Objective(), seed=4)) != line
+        assert look(accelerator, base, model, RegionDataset(latents, [1, 4], objective, seed=3)) == line
+    assert look(accelerator, base, model, RegionDataset(latents, [1, 4], Objective(), seed=4)) != line
 
 
-def test_it_is_the_mean_over_samples_and_quantiles(accelerator, backbone, latents, held_out):
+def test_it_is_the_mean_over_samples_and_quantiles(accelerator, base, latents, held_out):
     """Against `compute_losses` on each sample and quantile by itself."""
-    model, scheduler = denoiser(backbone).eval(), backbone.noise_scheduler()
-    line = look(accelerator, backbone, model, held_out)
+    model, scheduler = denoiser(base).eval(), base.noise_scheduler()
+    line = look(accelerator, base, model, held_out)
     certain = RegionDataset(latents, [1, 4], Objective(weight=1.0, alpha=0.0, text_dropout=0.0), seed=3)
     losses = torch.zeros(4, 2)
     with torch.no_grad():
@@ -81,27 +81,27 @@ def test_it_is_the_mean_over_samples_and_quantiles(accelerator, backbone, latent
             batch = to_device(collate([certain.draw(0, index)]), accelerator.device)
             for quantile in range(4):
                 u = 0.25 * quantile + 0.25 * batch["u"]
-                losses[quantile, column] = compute_losses(backbone, scheduler, model, batch | {"u": u}, "jdm")["loss"]
+                losses[quantile, column] = compute_losses(base, scheduler, model, batch | {"u": u}, "jdm")["loss"]
     assert line["heldout/loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
     assert line["heldout/loss"] == pytest.approx((line["heldout/video"] + line["heldout/mask"]) / 2, rel=1e-5)
     for quantile in range(4):
         assert line[f"heldout/loss_q{quantile + 1}"] == pytest.approx(losses[quantile].mean().item(), rel=1e-5)
 
 
-def test_quantiles_rise_with_the_noise(accelerator, backbone, latents, monkeypatch):
+def test_quantiles_rise_with_the_noise(accelerator, base, latents, monkeypatch):
     """Each sample once in each quarter of the timesteps, always with its mask; and a model that sees the noise, ε ≈ x_t, is
     best where there is nothing but noise."""
     seen, masks = [], []
 
     def predict(model, noisy, timesteps, prompt_embeds, roles=None):
         seen.extend(timesteps.tolist())
-        masks.append(noisy.chunk(2, backbone.channel_dim)[1].any().item())
+        masks.append(noisy.chunk(2, base.channel_dim)[1].any().item())
         return noisy
 
-    monkeypatch.setattr(backbone, "predict", predict)
-    backbone.pipe.scheduler.register_to_config(prediction_type="epsilon")
+    monkeypatch.setattr(base, "predict", predict)
+    base.pipe.scheduler.register_to_config(prediction_type="epsilon")
     dataset = RegionDataset(latents, range(8), Objective(weight=0.5), seed=3)
-    line = look(accelerator, backbone, denoiser(backbone), dataset)
+    line = look(accelerator, base, denoiser(base), dataset)
     assert [timestep // 250 for timestep in seen] == [0, 1, 2, 3] * 8
     assert len({timestep % 250 for timestep in seen}) > 4  # a place of its own for each sample, drawn once
     assert masks == [True] * 32
@@ -109,17 +109,17 @@ def test_quantiles_rise_with_the_noise(accelerator, backbone, latents, monkeypat
     assert losses == sorted(losses, reverse=True) and losses[3] < 0.1 * losses[0]
 
 
-def test_it_falls_when_the_model_is_trained_on_those_samples(accelerator, backbone, latents, held_out):
-    model, scheduler = getattr(backbone.pipe, backbone.component), backbone.noise_scheduler()
-    before = look(accelerator, backbone, model, held_out)
+def test_it_falls_when_the_model_is_trained_on_those_samples(accelerator, base, latents, held_out):
+    model, scheduler = getattr(base.pipe, base.component), base.noise_scheduler()
+    before = look(accelerator, base, model, held_out)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     dataset = RegionDataset(latents, [1, 4], Objective(alpha=0.0, text_dropout=0.0), seed=9)
     for epoch in range(15):
         batch = to_device(collate([dataset[epoch, index] for index in range(2)]), accelerator.device)
-        compute_losses(backbone, scheduler, model, batch, "jdm")["loss"].backward()
+        compute_losses(base, scheduler, model, batch, "jdm")["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = look(accelerator, backbone, model, held_out)
+    after = look(accelerator, base, model, held_out)
     assert after["heldout/loss"] < 0.9 * before["heldout/loss"]
     assert after["heldout/video"] < before["heldout/video"] and after["heldout/mask"] < before["heldout/mask"]
 
@@ -134,30 +134,30 @@ def damage(latents, folder, *indices):
     return LatentSource(folder)
 
 
-def test_a_damaged_sample_does_not_count_and_is_named(accelerator, backbone, latents, tmp_path):
-    model, damaged = denoiser(backbone), damage(latents, tmp_path / "damaged", 4)
-    expected = look(accelerator, backbone, model, RegionDataset(latents, [1], Objective(), seed=3))
+def test_a_damaged_sample_does_not_count_and_is_named(accelerator, base, latents, tmp_path):
+    model, damaged = denoiser(base), damage(latents, tmp_path / "damaged", 4)
+    expected = look(accelerator, base, model, RegionDataset(latents, [1], Objective(), seed=3))
     dataset = RegionDataset(damaged, [1, 4], Objective(), seed=3)
-    assert look(accelerator, backbone, model, dataset, unreadable=["clip-4"]) == pytest.approx(expected)
+    assert look(accelerator, base, model, dataset, unreadable=["clip-4"]) == pytest.approx(expected)
 
 
-def test_without_a_readable_sample_there_is_no_line(accelerator, backbone, latents, tmp_path):
+def test_without_a_readable_sample_there_is_no_line(accelerator, base, latents, tmp_path):
     damaged = damage(latents, tmp_path / "damaged", 0, 1, 4)  # 0 is the first of those that are trained on
     dataset = RegionDataset(damaged, [1, 4], Objective(), seed=3)
-    assert look(accelerator, backbone, denoiser(backbone), dataset, unreadable=["clip-1", "clip-4"]) == {}
+    assert look(accelerator, base, denoiser(base), dataset, unreadable=["clip-1", "clip-4"]) == {}
 
 
-def test_videos_are_looked_at_like_latents(accelerator, backbone, videos, latents):
-    model = denoiser(backbone)
-    sizes = [look(accelerator, backbone, model, RegionDataset(s, [1], Objective(), 3)) for s in (videos, latents)]
+def test_videos_are_looked_at_like_latents(accelerator, base, videos, latents):
+    model = denoiser(base)
+    sizes = [look(accelerator, base, model, RegionDataset(s, [1], Objective(), 3)) for s in (videos, latents)]
     assert sizes[0].keys() == sizes[1].keys() and all(np.isfinite(list(sizes[0].values())))
 
 
-def test_direct_fine_tuning_has_no_mask(accelerator, backbone, latents):
-    base = getattr(small_models, f"{backbone.family}_base_pipeline")()
-    backbone = type(backbone)(base)
+def test_direct_fine_tuning_has_no_mask(accelerator, base, latents):
+    base = getattr(small_models, f"{base.name}_base_pipeline")()
+    base = type(base)(base)
     dataset = RegionDataset(latents, [1, 4], Objective("direct"), seed=3)
-    line = look(accelerator, backbone, getattr(base, backbone.component), dataset)
+    line = look(accelerator, base, getattr(base, base.component), dataset)
     assert "heldout/mask" not in line and line["heldout/loss"] == pytest.approx(line["heldout/video"])
 
 
@@ -166,50 +166,50 @@ def test_direct_fine_tuning_has_no_mask(accelerator, backbone, latents):
 PROMPTS = ["A red circle & a blue square!", "A red circle & a blue square!"]
 
 
-def sample(accelerator, backbone, folder, joint=True, prompts=PROMPTS):
-    pipe = backbone.pipe
+def sample(accelerator, base, folder, joint=True, prompts=PROMPTS):
+    pipe = base.pipe
     with torch.no_grad():
-        embeds = [backbone.encode_prompt([prompt]) for prompt in [*prompts, ""]]
+        embeds = [base.encode_prompt([prompt]) for prompt in [*prompts, ""]]
     pipe = type(pipe)(**pipe.components | {"text_encoder": None, "tokenizer": None})
-    call = {"num_inference_steps": 2, "num_frames": NUM_FRAMES[backbone.family], "height": 16, "width": 16}
+    call = {"num_inference_steps": 2, "num_frames": NUM_FRAMES[base.name], "height": 16, "width": 16}
     return sample_videos(accelerator, pipe, prompts, embeds, folder, joint, **call)
 
 
-def test_every_prompt_gets_a_video_its_mask_and_both_together(accelerator, backbone, tmp_path):
-    perturb(getattr(backbone.pipe, backbone.component))
+def test_every_prompt_gets_a_video_its_mask_and_both_together(accelerator, base, tmp_path):
+    perturb(getattr(base.pipe, base.component))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    paths = sample(accelerator, backbone, tmp_path / "one")
+    paths = sample(accelerator, base, tmp_path / "one")
     assert torch.equal(torch.get_rng_state(), state)
     stem = "a-red-circle-a-blue-square"
     names = [f"{number}-{stem}{kind}.mp4" for number in (0, 1) for kind in ("", "_mask", "_overlay")]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     frames = {path.name: iio.imread(path) for path in paths}
-    assert all(video.shape == (NUM_FRAMES[backbone.family], 16, 16, 3) for video in frames.values())
+    assert all(video.shape == (NUM_FRAMES[base.name], 16, 16, 3) for video in frames.values())
     # they are what the pipeline gives for the prompt, by its defaults
-    call = getattr(small_models, f"{backbone.family.upper()}_CALL") | {"prompt": PROMPTS[0]}
+    call = getattr(small_models, f"{base.name.upper()}_CALL") | {"prompt": PROMPTS[0]}
     del call["guidance_scale"]
-    output = backbone.pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np", return_masks=True)
+    output = base.pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np", return_masks=True)
     expected = export_overlay(output.frames[0], output.masks[0], tmp_path / "expected.mp4").values()
     assert all(np.array_equal(frames[name], iio.imread(path)) for name, path in zip(names, expected))
     # the same prompt under another number has another seed; what else is sampled makes no difference
     assert not np.array_equal(frames[names[0]], frames[names[3]])
-    again = sample(accelerator, backbone, tmp_path / "two", prompts=["another", PROMPTS[1]])
+    again = sample(accelerator, base, tmp_path / "two", prompts=["another", PROMPTS[1]])
     assert all(np.array_equal(iio.imread(path), frames[path.name]) for path in again[3:])
 
 
-def test_direct_fine_tuning_gives_videos_only(accelerator, backbone, tmp_path):
-    backbone = type(backbone)(getattr(small_models, f"{backbone.family}_base_pipeline")())
-    paths = sample(accelerator, backbone, tmp_path, joint=False)
+def test_direct_fine_tuning_gives_videos_only(accelerator, base, tmp_path):
+    base = type(base)(getattr(small_models, f"{base.name}_base_pipeline")())
+    paths = sample(accelerator, base, tmp_path, joint=False)
     assert [path.name for path in paths] == [f"{number}-a-red-circle-a-blue-square.mp4" for number in (0, 1)]
     assert sorted(tmp_path.iterdir()) == paths
-    assert iio.imread(paths[0]).shape == (NUM_FRAMES[backbone.family], 16, 16, 3)
+    assert iio.imread(paths[0]).shape == (NUM_FRAMES[base.name], 16, 16, 3)
 
 
-def test_videos_that_cannot_be_written_are_one_clear_line(accelerator, backbone, tmp_path):
+def test_videos_that_cannot_be_written_are_one_clear_line(accelerator, base, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
         TrainingError, match=r"^the validation videos cannot be written to .*file \(.*File exists.*make room"
     ):
-        sample(accelerator, backbone, tmp_path / "file", prompts=["a cat"])
+        sample(accelerator, base, tmp_path / "file", prompts=["a cat"])

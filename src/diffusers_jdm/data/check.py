@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..masks import rle_decode
-from .background import remove_background
-from .manifest import SIGNALS, BadSampleError, Manifest, check_row
-from .video import probe
+from diffusers_jdm.data.background import remove_background
+from diffusers_jdm.data.manifest import SIGNALS, Manifest, check_row
+from diffusers_jdm.data.video import probe
+from diffusers_jdm.errors import BadSampleError, one_line
+from diffusers_jdm.masks import rle_decode
 
 AREA_TOLERANCE = 1e-4  # shares of the frame
 CMI_TOLERANCE = 1e-4
@@ -33,7 +34,7 @@ def check_dataset(folder: str | os.PathLike, decode: bool = True) -> list[str]:
     except ImportError:
         raise
     except Exception as error:  # whatever a damaged file makes of the libraries that read it
-        return [_one_line(error)]
+        return [one_line(error)]
     problems = []
     for index, clip_id in enumerate(tqdm(manifest.ids, desc="checking", unit=" clips")):
         try:
@@ -44,7 +45,7 @@ def check_dataset(folder: str | os.PathLike, decode: bool = True) -> list[str]:
             found = [str(error)]
         except Exception as error:
             found = [f"{type(error).__name__}: {error}"]
-        problems += [f"{clip_id}: {_one_line(problem)}" for problem in found]
+        problems += [f"{clip_id}: {one_line(problem)}" for problem in found]
     return problems
 
 
@@ -120,7 +121,3 @@ def _signal_problems(folder: Path, row: dict[str, Any], name: str) -> Iterator[s
     must_be = len(row["frame_index"]), row["height"], row["width"]
     if is_one != must_be:
         yield f"its {name} {row[name]} is of {'×'.join(map(str, is_one))} (frames × height × width), not {'×'.join(map(str, must_be))}"
-
-
-def _one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -20,7 +20,8 @@ try:
 except ImportError as error:
     raise ImportError('reading and writing manifests needs pyarrow: pip install "diffusers-jdm[train]"') from error
 
-from .ids import Ids, packed
+from diffusers_jdm.data.ids import Ids, packed
+from diffusers_jdm.errors import BadSampleError, one_line
 
 SCHEMA = pa.schema(
     [
@@ -58,10 +59,6 @@ SCHEMA_VERSION = 1  # counted up when a file of the new kind would be misread by
 VERSION_KEY = b"diffusers_jdm_manifest"  # of the version in a file's metadata; a file without it is of version 1
 
 LARGE_ROW_GROUP = 2**28  # bytes; a row group is held in memory to read one row of it
-
-
-class BadSampleError(Exception):
-    """This clip cannot be used; the message says why. The others may be sound."""
 
 
 def write_manifest(
@@ -165,7 +162,7 @@ class Manifest:
             return table.slice(index - int(self._ends[number]) + table.num_rows, 1).to_pylist()[0]
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             self._forget()
-            raise BadSampleError(f"its row in {self.files[file].name} cannot be read: {_one_line(error)}") from error
+            raise BadSampleError(f"its row in {self.files[file].name} cannot be read: {one_line(error)}") from error
 
 
 def check_row(row: dict[str, Any]) -> None:
@@ -231,7 +228,7 @@ def _read_ids(path: Path) -> tuple[np.ndarray, list[int]]:
             _check_schema(schema, path)
             ids = file.read(columns=["id"], use_threads=False).column("id").to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a parquet file: {_one_line(error)}") from error
+        raise ValueError(f"{path} cannot be read as a parquet file: {one_line(error)}") from error
     if None in ids:
         raise ValueError(f"{path} holds a row without an id.")
     try:
@@ -285,7 +282,3 @@ def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
         (types.is_binary, types.is_large_binary),
     )
     return any(any(test(found) for test in kind) and any(test(wanted) for test in kind) for kind in kinds)
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .manifest import BadSampleError
-from .media import opened, tar_of
+from diffusers_jdm.data.media import opened, tar_of
+from diffusers_jdm.errors import BadSampleError
 
 BT709, LIMITED_RANGE = 1, 1  # by FFmpeg's numbers
 

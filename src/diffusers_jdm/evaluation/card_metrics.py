@@ -5,10 +5,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .collect import COMPBENCH_COLUMNS, VBENCH_COLUMNS
-from .mask_evaluation import TITLES
-from .report import read_figures
-from .shapes_evaluation import COLUMNS
+from diffusers_jdm.evaluation.benchmarks.collect import COMPBENCH_COLUMNS, VBENCH_COLUMNS
+from diffusers_jdm.evaluation.masks.evaluation import TITLES
+from diffusers_jdm.evaluation.report import read_figures
+from diffusers_jdm.evaluation.shapes import COLUMNS
 
 TASK = "text-to-video"
 

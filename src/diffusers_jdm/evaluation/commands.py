@@ -3,7 +3,12 @@
 import argparse
 import sys
 
-from .benchmark_commands import add_sampling_arguments, names_between_commas, sampling_settings
+from diffusers_jdm.bases import FOLDERS
+from diffusers_jdm.evaluation.benchmarks.commands import (
+    add_sampling_arguments,
+    names_between_commas,
+    sampling_settings,
+)
 
 
 def add_masks_verb(verbs: argparse._SubParsersAction) -> None:
@@ -22,8 +27,8 @@ def add_masks_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _evaluate_masks(arguments: argparse.Namespace) -> None:
-    from .mask_evaluation import evaluate_masks, print_table
-    from .mask_quality import SWEEP
+    from diffusers_jdm.evaluation.masks.evaluation import evaluate_masks, print_table
+    from diffusers_jdm.evaluation.masks.quality import SWEEP
 
     thresholds = SWEEP
     if arguments.thresholds:
@@ -63,8 +68,8 @@ def _preference(arguments: argparse.Namespace) -> None:
     if arguments.output and not arguments.output.lower().endswith(endings):  # votes must not be written over a page
         raise ValueError(f"--output must end with {endings[0]}, got {arguments.output}.")
     if arguments.tally:
-        from .preference import tally
-        from .preference_figures import table
+        from diffusers_jdm.evaluation.preference.figures import table
+        from diffusers_jdm.evaluation.preference.study import tally
 
         print(table(tally(arguments.a, arguments.b, arguments.tally, arguments.seed, arguments.output)))
         if arguments.output:
@@ -72,7 +77,7 @@ def _preference(arguments: argparse.Namespace) -> None:
         return
 
     try:
-        from .preference_page import LARGE, write_page
+        from diffusers_jdm.evaluation.preference.page import LARGE, write_page
     except ModuleNotFoundError as error:
         raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[train]"') from error
     made = write_page(arguments.a, arguments.b, arguments.output, arguments.seed, arguments.max_pairs)
@@ -109,7 +114,7 @@ def add_shapes_verb(verbs: argparse._SubParsersAction) -> None:
 
 def _evaluate_shapes(arguments: argparse.Namespace) -> None:
     try:
-        from .shapes_evaluation import evaluate_shapes, shapes_table
+        from diffusers_jdm.evaluation.shapes import evaluate_shapes, shapes_table
     except ModuleNotFoundError as error:
         raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
     call = {name: getattr(arguments, name) for name in ("num_inference_steps", "guidance_scale")}
@@ -159,7 +164,7 @@ def add_figure_verb(verbs: argparse._SubParsersAction) -> None:
 def _figure(arguments: argparse.Namespace) -> None:
     settings = sampling_settings(arguments)
     try:
-        from .figure import make_figure
+        from diffusers_jdm.evaluation.figure.figure import make_figure
     except ModuleNotFoundError as error:
         raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
     given = (arguments.base, arguments.joint, arguments.prompts, arguments.output, arguments.seed)
@@ -172,12 +177,14 @@ def add_overhead_verb(verbs: argparse._SubParsersAction) -> None:
         "overhead",
         help="measure what a joint model costs more than its base (Table 6)",
         description="Compares a joint checkpoint with its base: parameters, operations, time and peak memory of a forward of the "
-        "denoiser, and whole calls with and without masks. They take turns, so a busy machine is busy for both. With --family: the "
+        "denoiser, and whole calls with and without masks. They take turns, so a busy machine is busy for both. With --released: the "
         "real model with random weights, at the paper's size on a GPU, a smaller one on a CPU. Uses the GPU if there is one.",
     )
     parser.add_argument("joint", metavar="JOINT", nargs="?", help="folder or Hub repo of a joint checkpoint")
     parser.add_argument("base", metavar="BASE", nargs="?", help="folder or Hub repo of its base")
-    parser.add_argument("--family", choices=("cogvideox", "modelscope"), help="in place of JOINT and BASE")
+    parser.add_argument(
+        "--released", choices=FOLDERS, help="in place of JOINT and BASE: a released base, with random weights"
+    )
     parser.add_argument("--output", metavar="FILE.json", help="write all figures, also of each turn, to this file")
     parser.add_argument("--turns", type=int, default=10, help="how often each is timed (default: 10)")
     parser.add_argument("--num_inference_steps", type=int, help="of whole calls (default: 50)")
@@ -190,13 +197,13 @@ def add_overhead_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _overhead(arguments: argparse.Namespace) -> None:
-    from .overhead import measure_overhead
-    from .overhead_table import overhead_table
+    from diffusers_jdm.evaluation.overhead.measure import measure_overhead
+    from diffusers_jdm.evaluation.overhead.table import overhead_table
 
     result = measure_overhead(
         arguments.joint,
         arguments.base,
-        arguments.family,
+        arguments.released,
         (arguments.num_frames, arguments.height, arguments.width),
         arguments.num_inference_steps,
         arguments.turns,
@@ -223,8 +230,8 @@ def add_report_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from .card_metrics import add_to_card, card_results
-    from .report import write_report
+    from diffusers_jdm.evaluation.card_metrics import add_to_card, card_results
+    from diffusers_jdm.evaluation.report import write_report
 
     results = card_results(arguments.folder, arguments.checkpoint) if arguments.card else None
     print(f"Wrote {write_report(arguments.folder, arguments.output)}")

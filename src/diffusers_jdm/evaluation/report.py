@@ -18,11 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..data.report_parts import STYLE
-from .mask_evaluation import TITLES
-from .overhead_table import overhead_table
-from .preference_figures import table as preference_table
-from .shapes_evaluation import COLUMNS
+from diffusers_jdm.data.prepare.report.parts import STYLE
+from diffusers_jdm.evaluation.masks.evaluation import TITLES
+from diffusers_jdm.evaluation.overhead.table import overhead_table
+from diffusers_jdm.evaluation.preference.figures import table as preference_table
+from diffusers_jdm.evaluation.shapes import COLUMNS
 
 Section = tuple[str, str]  # a heading, and HTML
 

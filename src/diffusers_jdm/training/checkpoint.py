@@ -16,10 +16,10 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import TrainConfig
-from .engines import checkpoint_kind
-from .errors import TrainingError, one_line
-from .lora import load_trainable_state_dict, trainable_state_dict
+from diffusers_jdm.errors import TrainingError, one_line
+from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.engines import checkpoint_kind
+from diffusers_jdm.training.lora import load_trainable_state_dict, trainable_state_dict
 
 logger = logging.getLogger(__name__)
 

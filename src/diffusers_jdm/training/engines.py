@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.utils._pytree import tree_map
 
-from .config import TrainConfig
-from .errors import TrainingError
+from diffusers_jdm.errors import TrainingError
+from diffusers_jdm.training.config import TrainConfig
 
 
 def check_engine(config: TrainConfig, accelerator: Accelerator) -> None:

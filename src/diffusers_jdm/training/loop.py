@@ -1,4 +1,4 @@
-"""The training loop of both bases: a run that is stopped anywhere goes on as if it had not been."""
+"""The training loop: a run that is stopped anywhere goes on as if it had not been."""
 
 import json
 import logging
@@ -14,8 +14,10 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .backbones import Backbone
-from .checkpoint import (
+from diffusers_jdm.bases.base import Base
+from diffusers_jdm.samples.dataset import Objective, PositionSampler, RegionDataset, Source, collate
+from diffusers_jdm.samples.quarantine import BadSteps, Quarantine
+from diffusers_jdm.training.checkpoint import (
     check_same_run,
     find_checkpoint,
     identity_of,
@@ -25,26 +27,24 @@ from .checkpoint import (
     save_checkpoint,
     save_only_trainable,
 )
-from .config import TrainConfig
-from .dataset import Objective, PositionSampler, RegionDataset, Source, collate
-from .engines import adapt_to_engine, autocast, innermost, is_scale_search, loss_scale
-from .metrics import Log, Window, drop_lines_after
-from .optimizer import NoState, build_lr_scheduler, build_optimizer, go_on, group_settings
-from .quarantine import BadSteps, Quarantine
-from .setup import settings_of
-from .step import attention_kernel, compute_losses, encode, to_device
-from .validation import call_of, heldout_loss, sample_videos, send_to_trackers
+from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.engines import adapt_to_engine, autocast, innermost, is_scale_search, loss_scale
+from diffusers_jdm.training.metrics import Log, Window, drop_lines_after
+from diffusers_jdm.training.optimizer import NoState, build_lr_scheduler, build_optimizer, go_on, group_settings
+from diffusers_jdm.training.setup import settings_of
+from diffusers_jdm.training.step import attention_kernel, compute_losses, encode, to_device
+from diffusers_jdm.training.validation import call_of, heldout_loss, sample_videos, send_to_trackers
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains the denoiser of `backbone`, whose trainable weights need gradients already.
+    """Trains the denoiser of `base`, whose trainable weights need gradients already.
 
     Args:
         config: the flags.
         accelerator: with the config's accumulation and precision.
-        backbone: its pipeline holds the denoiser to train, in fp32.
+        base: its pipeline holds the denoiser to train, in fp32.
         source: latents or videos.
         validation_embeds, frozen: as `prepare_pipeline` gives them.
     """
@@ -53,21 +53,19 @@ class Trainer:
         self,
         config: TrainConfig,
         accelerator: Accelerator,
-        backbone: Backbone,
+        base: Base,
         source: Source,
         validation_embeds: list[torch.Tensor],
         frozen: str | None = None,
     ):
-        self.config, self.accelerator, self.backbone = config, accelerator, backbone
+        self.config, self.accelerator, self.base = config, accelerator, base
         self.validation_embeds = validation_embeds
         self.output_dir = Path(config.output_dir)
         self.joint = config.objective == "jdm"
-        self.scheduler = backbone.noise_scheduler()
-        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(accelerator.device)
         self.split_data(source)
         self.identity = identity_of(source.ids, len(self.dataset), frozen)
 
-        model = getattr(backbone.pipe, backbone.component)
+        model = getattr(base.pipe, base.component)
         adapt_to_engine(config, accelerator, model)
         optimizer = build_optimizer(config, [p for p in model.parameters() if p.requires_grad])
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -211,11 +209,9 @@ class Trainer:
             batch = to_device(batch, accelerator.device)
             with accelerator.accumulate(self.model):
                 with autocast(accelerator):
-                    batch = encode(self.backbone, batch)
-                with attention_kernel(batch["video"], self.backbone.channel_dim, accelerator.mixed_precision):
-                    losses = compute_losses(
-                        self.backbone, self.scheduler, self.model, batch, config.objective, config.exact_two_pass
-                    )
+                    batch = encode(self.base, batch)
+                with attention_kernel(batch["video"], self.base.channel_dim, accelerator.mixed_precision):
+                    losses = compute_losses(self.base, self.model, batch, config.objective, config.exact_two_pass)
                     accelerator.backward(losses["loss"])
                 seen += batch["ids"]
                 per_sample.append(losses["per_sample"].detach())
@@ -286,7 +282,7 @@ class Trainer:
         self.model.train()
 
     def look_at_heldout(self) -> None:
-        parts = self.accelerator, self.backbone, self.scheduler, self.model
+        parts = self.accelerator, self.base, self.model
         line, unreadable = heldout_loss(*parts, self.heldout, trained_on=self.dataset)
         self.quarantine.add(unreadable)
         if line:
@@ -295,8 +291,8 @@ class Trainer:
             logger.warning("no held-out sample can be read: no held-out loss.")
 
     def sample(self, folder: Path) -> None:
-        parts = self.backbone.pipe.components | {"text_encoder": None, "tokenizer": None}
-        pipe = type(self.backbone.pipe)(**parts | {self.backbone.component: self.accelerator.unwrap_model(self.model)})
+        parts = self.base.pipe.components | {"text_encoder": None, "tokenizer": None}
+        pipe = type(self.base.pipe)(**parts | {self.base.component: self.accelerator.unwrap_model(self.model)})
         vae_device = pipe.vae.device
         pipe.vae.to(self.accelerator.device)
         self.model.eval()

@@ -1,4 +1,4 @@
-"""LoRA for both bases: low rank in the attention layers, full rank in the inflated projections, one file for both.
+"""LoRA: low rank in the attention layers, full rank in the inflated projections, one file for both.
 
 The mask's share of the inflated projections is zero at the start (`inflation.py`), so a LoRA without them would have
 no mask at all. They are LoRA layers too, but not of low rank: with rank min(fan_in, fan_out) and one factor held at
@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
-from diffusers_jdm.inflation import JOINT_CLASSES, PROJECTIONS
+from diffusers_jdm.bases import all_bases
 
 ATTENTION_LAYERS = r".*\.(to_q|to_k|to_v|to_out\.0)"  # of diffusers' LoRA scripts; also those over time in the U-Net
 ADAPTER = "default"
@@ -24,9 +24,10 @@ METADATA = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules"
 
 def full_rank_layers(model: ModelMixin) -> dict[str, int]:
     """The inflated projections and their full rank, min(fan_in, fan_out); none in a model that is not joint."""
-    if not isinstance(model, tuple(JOINT_CLASSES.values())):
+    base = next((base for base in all_bases() if isinstance(model, base.joint_denoiser)), None)
+    if base is None:
         return {}
-    weights = {name: parameter for name, parameter in model.named_parameters() if name in PROJECTIONS}
+    weights = {name: parameter for name, parameter in model.named_parameters() if name in base.projections}
     return {
         name.removesuffix(".weight"): min(weight.flatten(1).shape)  # (out, in, k, k) is a matrix (out, in * k * k)
         for name, weight in weights.items()
@@ -42,11 +43,11 @@ def add_lora(model: ModelMixin, rank: int, alpha: float) -> None:
     model of lower precision.
 
     Args:
-        model: a joint model, or a `CogVideoXTransformer3DModel`, whose LoRA has the attention layers only.
+        model: a joint model, or a plain one, whose LoRA has the attention layers only.
         rank, alpha: of the attention layers, positive.
 
     Raises:
-        ValueError: the model has a LoRA already, or diffusers knows no LoRA for its class (the plain 3D U-Net).
+        ValueError: the model has a LoRA already, or diffusers knows no LoRA for its class.
     """
     from peft import LoraConfig  # an optional dependency: full training does without it
 
@@ -107,7 +108,7 @@ def save_lora(
     """
     from peft import get_peft_model_state_dict
 
-    component = pipeline_class._lora_loadable_modules[0]  # "transformer" or "unet"
+    component = pipeline_class._lora_loadable_modules[0]  # the denoiser
     config = model.peft_config[ADAPTER].to_dict()
     path = Path(folder, LORA_WEIGHT_NAME_SAFE)
     path.parent.mkdir(parents=True, exist_ok=True)

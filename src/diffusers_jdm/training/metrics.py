@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ..roles import GENERATE
+from diffusers_jdm.roles import GENERATE
 
 SUMS = (
     "weight",

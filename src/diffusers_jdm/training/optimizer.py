@@ -5,7 +5,7 @@ import warnings
 import torch
 from diffusers.optimization import get_scheduler
 
-from .config import TrainConfig
+from diffusers_jdm.training.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

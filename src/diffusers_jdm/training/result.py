@@ -11,13 +11,14 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from ..hub import export_repo, forget_local_paths, write_card, write_finetuned_card
-from ..push import push_checkpoint
-from .config import TrainConfig
-from .errors import TrainingError, one_line
-from .loop import Trainer
-from .lora import add_lora, save_lora
-from .setup import settings_of
+from diffusers_jdm.errors import TrainingError, one_line
+from diffusers_jdm.hub.card import write_card, write_finetuned_card
+from diffusers_jdm.hub.push import push_checkpoint
+from diffusers_jdm.hub.repo import export_repo, forget_local_paths
+from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.loop import Trainer
+from diffusers_jdm.training.lora import add_lora, save_lora
+from diffusers_jdm.training.setup import settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +52,11 @@ def save_result(trainer: Trainer) -> None:
 
 def write_result(trainer: Trainer, model: torch.nn.Module) -> None:
     """The pipeline or the LoRA, its samples and its card."""
-    config, pipe, output_dir = trainer.config, trainer.backbone.pipe, trainer.output_dir
+    config, pipe, output_dir = trainer.config, trainer.base.pipe, trainer.output_dir
     if config.use_lora:
         save_lora(model, output_dir, type(pipe))
     else:
-        parts = pipe.components | {trainer.backbone.component: model}
+        parts = pipe.components | {trainer.base.component: model}
         save_pipeline(type(pipe)(**parts), output_dir, joint=trainer.joint)
     write_result_card(config, output_dir, training_section(trainer), copy_samples(trainer))
 
@@ -110,7 +111,7 @@ def training_section(trainer: Trainer) -> str:
     }
     rows = [f"| `{name}` | {value} |" for name, value in settings_of(config).items() if name not in private]
     versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers-jdm", "diffusers", "torch", "accelerate"))
-    script = f"train_scripts/train_jdm_{trainer.backbone.family}.py"
+    script = f"train_scripts/train_jdm_{trainer.base.name}.py"
     lines = [
         f"Trained with `{script}` of diffusers-jdm: {trainer.step:,} steps of {batch} samples on {len(trainer.dataset):,} "
         f"clips of {trainer.dataset.source.num_frames} frames, {accelerator.num_processes} process(es), mixed precision "

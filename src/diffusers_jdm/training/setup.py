@@ -10,23 +10,53 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, set_seed
-from diffusers import DiffusionPipeline, UNet3DConditionModel
+from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
-from ..inflation import inflate
-from ..models.unet_modelscope_jdm import support_gradient_checkpointing
-from ..roles import add_roles, has_roles
-from .backbones import Backbone
-from .config import TrainConfig
-from .dataset import Source
-from .engines import autocast, check_engine
-from .errors import TrainingError, one_line
-from .fingerprint import fingerprint
-from .lora import add_lora
-from .preflight import validate_dataset
+from diffusers_jdm.bases.base import Base, Configs, make_joint, read_configs
+from diffusers_jdm.errors import TrainingError, one_line
+from diffusers_jdm.roles import add_roles, has_roles
+from diffusers_jdm.samples.dataset import Source
+from diffusers_jdm.samples.fingerprint import fingerprint
+from diffusers_jdm.samples.opening import open_source, validate_dataset
+from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.engines import autocast, check_engine
+from diffusers_jdm.training.lora import add_lora
 
 logger = logging.getLogger(__name__)
+
+
+def read_base(path: str, revision: str | None = None, base_class: type[Base] | None = None) -> Configs:
+    """The configs of a pipeline, plain or joint. Raises TrainingError unless it is of a base, and of `base_class` if given."""
+    try:
+        configs = read_configs(path, revision)
+    except ValueError as error:
+        raise TrainingError(f"--pretrained_model_name_or_path {error}") from error
+    if base_class not in (None, configs.base):
+        known = " or ".join((*base_class.base_pipelines, base_class.joint_pipeline.__name__))
+        raise TrainingError(
+            f"--pretrained_model_name_or_path {path} is a {configs.pipeline_class}; this script trains {known}."
+        )
+    return configs
+
+
+def open_data(config: TrainConfig, configs: Configs) -> Source:
+    """The data, if it fits the base and the flags; else TrainingError. Reads indices only."""
+    if config.objective == "direct" and configs.is_joint:
+        raise TrainingError("--objective direct fine-tunes a plain base, but the one given is joint already.")
+    size = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
+    source = open_source(config.train_data_dir, configs, size, config.regional_signal)
+    if config.trains_roles and source.signal != "mask":
+        raise TrainingError(
+            f"roles are trained on masks, and {config.train_data_dir} gives {source.signal}: leave one of the two out."
+        )
+    if len(source.ids) <= config.heldout_samples:
+        raise TrainingError(
+            f"{config.train_data_dir} holds {len(source.ids)} samples, which leaves none to train on with --heldout_samples "
+            f"{config.heldout_samples}."
+        )
+    return source
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -101,7 +131,7 @@ def only_validate(config: TrainConfig, source: Source) -> None:
     """`--validate_dataset_only`: by the first process, however many were launched."""
     if int(os.environ.get("RANK", 0)) == 0:
         make_output_dir(Path(config.output_dir))
-        validate_dataset(config, source)
+        validate_dataset(source, Path(config.output_dir), joint=config.objective == "jdm")
 
 
 def settings_of(config: TrainConfig) -> dict:
@@ -109,7 +139,7 @@ def settings_of(config: TrainConfig) -> dict:
     return dataclasses.asdict(config) | {"hub_token": None}
 
 
-def load_pipeline(config: TrainConfig, backbone_class: type[Backbone]) -> DiffusionPipeline:
+def load_pipeline(config: TrainConfig, base_class: type[Base]) -> DiffusionPipeline:
     """The pipeline to train: its denoiser joint unless the objective is direct, its other parts as they are."""
     path = config.pretrained_model_name_or_path
     try:
@@ -118,11 +148,10 @@ def load_pipeline(config: TrainConfig, backbone_class: type[Backbone]) -> Diffus
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
-    if config.objective == "jdm" and not isinstance(pipe, backbone_class.joint_pipeline):
-        denoiser = getattr(pipe, backbone_class.component)
-        pipe = backbone_class.joint_pipeline(**pipe.components | {backbone_class.component: inflate(denoiser)})
+    if config.objective == "jdm":
+        pipe = make_joint(pipe)
     if config.trains_roles:
-        denoiser = getattr(pipe, backbone_class.component)
+        denoiser = getattr(pipe, base_class.component)
         if config.use_lora and not has_roles(denoiser):
             raise TrainingError(
                 "--use_lora cannot add the roles to a model that has none: train them without it first, or leave "
@@ -136,7 +165,7 @@ class Prepared(NamedTuple):
     """What is known before training.
 
     validation_embeds: of the validation prompts and, last, of the empty prompt, (1, L, D) each, so that validation needs
-        no text encoder: that of CogVideoX is larger than its denoiser.
+        no text encoder, which may be larger than the denoiser.
     frozen: a hash of the weights that a LoRA is trained for, as they are loaded; None if all weights are trained.
     """
 
@@ -144,9 +173,9 @@ class Prepared(NamedTuple):
     frozen: str | None
 
 
-def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, backbone: Backbone, precomputed: bool) -> Prepared:
+def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, base: Base, precomputed: bool) -> Prepared:
     """Freezes and places what is not trained, and makes trainable what is: all of the denoiser, in fp32, or a LoRA."""
-    pipe = backbone.pipe
+    pipe = base.pipe
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     for model in (pipe.vae, pipe.text_encoder):
         model.requires_grad_(False).eval()
@@ -158,13 +187,13 @@ def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, backbone: Ba
         pipe.text_encoder.to(accelerator.device)  # in its own dtype: it is saved with the result
     if config.validation_prompts:
         with torch.no_grad(), autocast(accelerator):
-            embeds = [backbone.encode_prompt([prompt]).cpu() for prompt in [*config.validation_prompts, ""]]
+            embeds = [base.encode_prompt([prompt]).cpu() for prompt in [*config.validation_prompts, ""]]
     if precomputed:
         pipe.text_encoder.to("cpu")
     else:
         pipe.vae.to(accelerator.device)
 
-    denoiser, frozen = getattr(pipe, backbone.component), None
+    denoiser, frozen = getattr(pipe, base.component), None
     if config.use_lora:
         frozen = fingerprint(denoiser)
         denoiser.to(half).requires_grad_(False)
@@ -177,7 +206,5 @@ def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, backbone: Ba
     else:
         denoiser.to(torch.float32).requires_grad_(True)
     if config.gradient_checkpointing:
-        if isinstance(denoiser, UNet3DConditionModel):  # a plain one: the joint one brings it along
-            support_gradient_checkpointing(denoiser)
-        denoiser.enable_gradient_checkpointing()
+        base.enable_gradient_checkpointing(denoiser)
     return Prepared(embeds, frozen)

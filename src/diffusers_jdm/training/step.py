@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..objective import add_joint_noise, joint_loss, prediction_target, video_loss
-from ..roles import IGNORE
-from .backbones import Backbone
+from diffusers_jdm.bases.base import Base
+from diffusers_jdm.objective import apply_roles, joint_loss, video_loss
+from diffusers_jdm.roles import IGNORE
 
-SHORT = 2048  # positions of a sample's latents; 512 tokens of CogVideoX
+SHORT = 2048  # positions of a sample's latents
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -23,23 +23,23 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def encode(backbone: Backbone, batch: dict[str, Any]) -> dict[str, Any]:
+def encode(base: Base, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with latents and embeddings; one of precomputed latents comes back as it is.
 
     Pixels are `video` uint8 (B, F, H, W, 3) and `mask` (B, F, H, W), bool, or uint8 for another signal. Masks that are left out are not encoded.
     """
     if batch["prompt_embeds"] is None:
-        batch = batch | {"prompt_embeds": backbone.encode_prompt(batch["prompt"])}
+        batch = batch | {"prompt_embeds": base.encode_prompt(batch["prompt"])}
     if batch["video"].dtype != torch.uint8:
         return batch
-    video = torch.cat([backbone.encode_pixels(clip[None].float() / 127.5 - 1) for clip in batch["video"]])
+    video = torch.cat([base.encode_pixels(clip[None].float() / 127.5 - 1) for clip in batch["video"]])
     mask = None
     if batch["mask"] is not None:
         mask = torch.zeros_like(video)
         for i in (batch["roles"][:, 1] != IGNORE).nonzero().flatten().tolist():
             top = 1 if batch["mask"].dtype == torch.bool else 255
             rgb = batch["mask"][i : i + 1, ..., None].float() * (2 / top) - 1
-            mask[i : i + 1] = backbone.encode_pixels(rgb.expand(-1, -1, -1, -1, 3))
+            mask[i : i + 1] = base.encode_pixels(rgb.expand(-1, -1, -1, -1, 3))
     return batch | {"video": video, "mask": mask}
 
 
@@ -50,23 +50,19 @@ def sample_noise(seeds: list[int], shape: torch.Size, device: torch.device) -> t
 
 
 def compute_losses(
-    backbone: Backbone, scheduler, model, batch: dict[str, Any], objective: str, exact_two_pass: bool = False
+    base: Base, model, batch: dict[str, Any], objective: str, exact_two_pass: bool = False
 ) -> dict[str, torch.Tensor]:
     """The losses of `joint_loss`, or for the objective "direct" of `video_loss`, of an encoded batch."""
-    latents, dim = batch["video"], backbone.channel_dim
-    if objective == "jdm":
+    latents, dim, joint = batch["video"], base.channel_dim, objective == "jdm"
+    if joint:
         mask = torch.zeros_like(latents) if batch["mask"] is None else batch["mask"]
         latents = torch.cat([latents, mask], dim=dim)  # [B, F, 2C, h, w] or [B, 2C, F, h, w]
     noise = sample_noise(batch["noise_seed"], latents.shape[1:], latents.device)
-    steps = scheduler.config.num_train_timesteps
-    timesteps = (batch["u"] * steps).long().clamp(max=steps - 1)  # in fp32 a `u` just below 1 is 1
-    if objective == "jdm":
-        noisy = add_joint_noise(scheduler, latents, noise, timesteps, batch["roles"], dim)
-    else:
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-    prediction = backbone.predict(model, noisy, timesteps, batch["prompt_embeds"], batch["roles"])
-    target = prediction_target(scheduler, latents, noise, timesteps)
-    if objective == "jdm":
+    noisy, target, timesteps = base.corrupt(latents, noise, batch["u"])
+    if joint:
+        noisy = apply_roles(noisy, latents, batch["roles"], dim)
+    prediction = base.predict(model, noisy, timesteps, batch["prompt_embeds"], batch["roles"])
+    if joint:
         return joint_loss(prediction, target, batch["roles"], dim, batch["weight"] if exact_two_pass else None)
     return video_loss(prediction, target)
 

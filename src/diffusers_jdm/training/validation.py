@@ -14,22 +14,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data.manifest import BadSampleError
-from ..export import export_overlay
-from ..roles import ROLES
-from .backbones import Backbone
-from .config import TrainConfig
-from .dataset import Objective, RegionDataset, Source, collate
-from .engines import autocast
-from .errors import TrainingError, one_line
-from .step import compute_losses, encode, to_device
+from diffusers_jdm.bases.base import Base
+from diffusers_jdm.errors import BadSampleError, TrainingError, one_line
+from diffusers_jdm.overlay import export_overlay
+from diffusers_jdm.roles import ROLES
+from diffusers_jdm.samples.dataset import Objective, RegionDataset, Source, collate
+from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.engines import autocast
+from diffusers_jdm.training.step import compute_losses, encode, to_device
 
 QUANTILES = 4
 
 
 @torch.no_grad()
 def heldout_loss(
-    accelerator: Accelerator, backbone: Backbone, scheduler, model, dataset: RegionDataset, trained_on: RegionDataset
+    accelerator: Accelerator, base: Base, model, dataset: RegionDataset, trained_on: RegionDataset
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The loss on samples that are not trained on, at fixed timesteps with fixed noise, by quantile of the timestep.
 
@@ -58,15 +57,15 @@ def heldout_loss(
             except BadSampleError as error:
                 unreadable.append((dataset.source.ids[index], str(error)))
                 sample, counts = RegionDataset(dataset.source, trained_on.indices, certain)[0, 0], 0.0
-            batch = encode(backbone, to_device(collate([sample]), accelerator.device))
+            batch = encode(base, to_device(collate([sample]), accelerator.device))
             for quantile in range(QUANTILES):
                 u = (quantile + batch["u"]) / QUANTILES
-                losses = compute_losses(backbone, scheduler, model, batch | {"u": u}, certain.name)
+                losses = compute_losses(base, model, batch | {"u": u}, certain.name)
                 mask = losses.get("mask", losses["video"] * 0)
                 sums[quantile] += counts * torch.stack([losses["video"].sum(), mask.sum(), torch.ones_like(mask[0])])
                 for i, name in enumerate(others):
                     role = {"u": u, "roles": torch.tensor([ROLES[name]], device=accelerator.device)}
-                    losses = compute_losses(backbone, scheduler, model, batch | role, certain.name)
+                    losses = compute_losses(base, model, batch | role, certain.name)
                     sums_of_others[i] += counts * losses["loss"]
     video, mask, samples = accelerator.reduce(sums, reduction="sum").T.cpu()
     of_others = accelerator.reduce(sums_of_others, reduction="sum").cpu()

@@ -1,0 +1,106 @@
+import sys
+
+import numpy as np
+import pytest
+
+from diffusers_jdm.data import neighbours
+from diffusers_jdm.data.prepare.cmi.neighbours import ClipIndex, exact_nearest
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def clusters(number, dim=24, num_clusters=30, spread=0.4, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = unit(rng.standard_normal((num_clusters, dim)))
+    noise = unit(rng.standard_normal((number, dim)))
+    return unit(centres[rng.integers(0, num_clusters, number)] + spread * noise).astype(np.float32)
+
+
+def brute_force(embeddings, clips, count):
+    scores = embeddings[clips].astype(np.float64) @ embeddings.T.astype(np.float64)
+    scores[np.arange(len(clips)), clips] = -2
+    return np.argsort(-scores, axis=1)[:, :count]
+
+
+def hits(found, true):
+    return np.mean([np.isin(*pair).mean() for pair in zip(found, true)])
+
+
+def small_cells(monkeypatch):
+    """So that sets of a test's size are split as those of millions are."""
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 500)
+    monkeypatch.setattr(neighbours, "CELL", 50)
+    monkeypatch.setattr(neighbours, "SAMPLE", 300)
+    monkeypatch.setattr(neighbours, "BATCH", 64)
+    monkeypatch.setattr(neighbours, "ROWS", 700)
+
+
+def test_small_sets_are_compared_in_full():
+    embeddings = clusters(400)
+    found = ClipIndex(embeddings, 20).nearest(np.arange(400), 20)
+    np.testing.assert_array_equal(found, brute_force(embeddings, np.arange(400), 20))
+
+
+def test_exact_search_over_several_blocks(monkeypatch):
+    small_cells(monkeypatch)
+    embeddings, clips = clusters(2000), np.array([3, 699, 700, 1999])
+    np.testing.assert_array_equal(exact_nearest(embeddings, clips, 30), brute_force(embeddings, clips, 30))
+
+
+@pytest.mark.parametrize("recall", [0.8, 0.97])
+def test_cells_reach_the_recall_that_is_asked_for(monkeypatch, recall):
+    small_cells(monkeypatch)
+    embeddings, everyone = clusters(3000), np.arange(3000)
+    index = ClipIndex(embeddings, 30, recall)
+    assert len(index.members) == 60 and index.reach < 1500
+    found, true = index.nearest(everyone, 30), brute_force(embeddings, everyone, 30)
+    assert recall - 0.02 < hits(found, true)
+    scores = np.einsum("nd,nkd->nk", embeddings, embeddings[found])
+    assert (np.diff(scores, axis=1) < 1e-6).all()  # nearest first
+    assert (found != everyone[:, None]).all() and all(len(set(row)) == 30 for row in found.tolist())
+
+
+def test_more_neighbours_than_the_index_was_made_for(monkeypatch):
+    small_cells(monkeypatch)
+    embeddings, clips = clusters(1500), np.arange(0, 1500, 10)
+    index = ClipIndex(embeddings, 10)
+    assert hits(index.nearest(clips, 80), brute_force(embeddings, clips, 80)) > 0.9
+    everything = index.nearest(clips, 10_000)
+    assert everything.shape == (150, 1499)
+    np.testing.assert_array_equal(np.sort(everything[1]), np.delete(np.arange(1500), 10))
+
+
+def test_batches_hold_each_clip_once(monkeypatch):
+    small_cells(monkeypatch)
+    for number in (1, 400, 1300):
+        batches = list(ClipIndex(clusters(number), min(20, number - 1)).batches())
+        assert max(map(len, batches)) <= 64
+        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(number))
+
+
+def test_half_precision_memory_maps(monkeypatch, tmp_path):
+    small_cells(monkeypatch)
+    embeddings = clusters(1000).astype(np.float16)
+    np.save(tmp_path / "frames.npy", embeddings)
+    found = ClipIndex(np.load(tmp_path / "frames.npy", mmap_mode="r"), 20).nearest(np.arange(1000), 20)
+    np.testing.assert_array_equal(found, ClipIndex(embeddings, 20).nearest(np.arange(1000), 20))
+    assert hits(found, brute_force(embeddings, np.arange(1000), 20)) > 0.95
+
+
+def test_many_equal_embeddings(monkeypatch):
+    small_cells(monkeypatch)
+    embeddings = clusters(1000)
+    embeddings[:600] = embeddings[0]  # as of black frames
+    for found in (
+        ClipIndex(embeddings, 20).nearest(np.arange(600), 20),
+        exact_nearest(embeddings, np.arange(600), 20),
+    ):
+        assert found.shape == (600, 20) and (found < 600).all() and (found != np.arange(600)[:, None]).all()
+
+
+def test_without_faiss_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'faiss: pip install "diffusers-jdm\[prepare\]"'):
+        ClipIndex(clusters(10), 5)

@@ -1,0 +1,161 @@
+"""The page of a preference study in a real browser: clicks, keys, reloads and the download. Skipped where there is none."""
+
+import pytest
+from small_browser import CHROMIUM, REASON, Browser
+from small_preference import NAMES, PROMPTS, sides_of, write_video_folders
+
+from diffusers_jdm.evaluation.preference.page import write_page
+from diffusers_jdm.evaluation.preference.study import read_votes, tally
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_video_folders(tmp_path)
+
+
+@pytest.fixture
+def page(folders, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip(REASON)
+    write_page(*folders, tmp_path / "page.html", seed=1)
+    (tmp_path / "browser").mkdir()
+    with Browser(tmp_path / "browser") as browser:
+        browser.open((tmp_path / "page.html").as_uri())
+        browser.sides = sides_of((tmp_path / "page.html").read_text())
+        browser.wait("videos.every((video) => video.readyState >= 2 && !video.paused)")
+        yield browser
+        assert browser.complaints() == []
+        asked = {event["params"]["request"]["url"] for event in browser.events if "request" in event["params"]}
+        assert all(url.startswith(("file://", "blob:")) for url in asked)
+
+
+def pressed(page) -> list[str | None]:
+    """What the two questions of the pair that is shown are answered with."""
+    script = "QUESTIONS.map((q) => $(q).querySelector('[aria-pressed=true]')?.dataset.choice ?? null)"
+    return page.run(script)
+
+
+def place(page) -> str:
+    return page.run("$('place').textContent")
+
+
+def test_both_videos_loop_side_by_side(page):
+    page.run("window.ends = 0; videos.forEach((v) => v.addEventListener('ended', () => { window.ends += 1; }))")
+    page.wait("window.ends >= 4 && videos.every((video) => !video.paused)")
+    boxes = page.run(
+        "videos.map((v) => { const r = v.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"
+    )
+    assert boxes[0][1:] == boxes[1][1:] and boxes[1][0] >= boxes[0][0] + boxes[0][2]
+    page.press("p")
+    assert page.run("videos.every((video) => video.paused)")
+    page.press(" ")
+    page.wait("videos.every((video) => !video.paused)")
+
+
+def test_prompts_are_text(page):
+    shown = []
+    for _ in PROMPTS:
+        shown.append(page.run("$('prompt').textContent"))
+        page.press("ArrowRight")
+    assert sorted(shown) == sorted(PROMPTS) and page.run("document.title") == "Which video is better?"
+
+
+def test_keys_answer_turn_and_replay(page):
+    assert place(page) == "Pair 1 of 4, 0 answered"
+    page.press("2")
+    assert pressed(page) == ["right", None]
+    page.press("3", repeat=True)  # held down
+    assert pressed(page) == ["right", None]
+    page.press("3")
+    assert pressed(page) == ["right", "undecided"] and place(page) == "Pair 1 of 4, 1 answered"
+    page.press("1")  # the question at hand is still the second
+    page.press("ArrowUp")
+    page.press("3")
+    assert pressed(page) == ["undecided", "left"]
+    page.press("ArrowRight")
+    assert place(page) == "Pair 2 of 4, 1 answered" and pressed(page) == [None, None]
+    page.press("ArrowLeft")
+    page.press("ArrowLeft")  # there is none before the first
+    assert place(page) == "Pair 1 of 4, 1 answered" and pressed(page) == ["undecided", "left"]
+    page.press("p")
+    page.click("#quality [data-choice=right]")
+    page.press(" ")  # replays, and does not press the button that was clicked
+    page.wait("videos.every((video) => !video.paused)")
+    assert pressed(page) == ["undecided", "right"]
+    page.run("$('next').focus()")
+    page.press(" ")  # a button that was reached by keyboard
+    assert place(page) == "Pair 2 of 4, 1 answered"
+
+
+def test_a_name_is_typed_without_voting(page):
+    page.click("#name")
+    for key in "p 123":
+        page.press(key)
+    assert page.run("$('name').value") == "p 123" and pressed(page) == [None, None]
+
+
+def test_a_reload_loses_nothing_and_the_download_is_what_tally_reads(page, folders, tmp_path):
+    page.press("1")
+    page.press("3")
+    page.press("ArrowRight")
+    page.click("#alignment [data-choice=right]")
+    page.click("#name")
+    page.write("Änne 🌊")
+    before = page.run("JSON.stringify(state)")
+    page.reload()
+    assert page.run("JSON.stringify(state)") == before
+    assert place(page) == "Pair 2 of 4, 1 answered" and pressed(page) == ["right", None]
+    assert page.run("$('name').value") == "Änne 🌊"
+    page.click("#download")
+    file = page.downloaded()
+    votes = read_votes(file)
+    assert votes["voter"]["name"] == "Änne 🌊" and len(votes["votes"]) == 4
+    assert {"page", "format", "version", "diffusers_jdm", "saved"} <= set(votes)
+    result = tally(*folders, [file], seed=1)
+    expected = [page.sides[0] == NAMES[0], page.sides[1] != NAMES[0]]  # the left one, then the right one; is it A?
+    assert result["alignment"]["a"]["count"] == sum(expected) and result["alignment"]["votes"] == 2
+    assert result["quality"]["undecided"]["count"] == 1 and result["quality"]["votes"] == 1
+    with pytest.raises(ValueError, match="votes of another page"):
+        tally(*folders, [file], seed=2)
+    assert not any(name in file.read_text() for name in NAMES)
+
+
+def test_all_answered_and_the_next_voter(page):
+    page.press("ArrowRight")
+    for at in ("Pair 2", "Pair 3", "Pair 4", "Pair 1"):  # the next pair without an answer, round the end
+        assert place(page).startswith(at)
+        page.press("1")
+        page.press("1")
+        page.click("#open")
+    assert place(page) == "Pair 1 of 4, 4 answered" and "All 4 pairs are answered" in page.run("$('done').textContent")
+    voter = page.run("state.voter.id")
+    page.click("#restart")
+    assert place(page) == "Pair 1 of 4, 0 answered" and pressed(page) == [None, None]
+    assert page.run("state.voter.id") != voter
+    page.reload()
+    assert place(page) == "Pair 1 of 4, 0 answered"
+
+
+def test_everything_has_a_name_and_enough_contrast(page):
+    """Of all buttons and inputs as a screen reader has them, and of all texts (WCAG 2.1 AA: 4.5 to 1), light and dark."""
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    wanted = ("button", "textbox", "progressbar", "Video", "group", "navigation")
+    named = [(node["role"]["value"], node.get("name", {}).get("value")) for node in nodes if not node["ignored"]]
+    named = [(role, name) for role, name in named if role in wanted]
+    assert all(name for _, name in named) and sum(role == "button" for role, _ in named) == 13
+    assert {"Video A, left", "Your name (optional)", "Answered pairs", "Pairs"} <= {name for _, name in named}
+    page.press("1")
+    contrast = """(() => {
+      const parts = (c) => c.match(/[\\d.]+/g).map(Number);
+      const light = (c) => parts(c).slice(0, 3).map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+      const back = (e) => { const c = getComputedStyle(e).backgroundColor; return parts(c)[3] === 0 && e.parentElement ? back(e.parentElement) : c; };
+      return [...document.querySelectorAll("p, h1, blockquote, legend, label, button, figcaption, input")]
+        .filter((e) => !e.disabled && e.offsetParent).map((e) => {
+          const [a, b] = [light(getComputedStyle(e).color), light(back(e))];
+          return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); });
+    })()"""
+    for scheme in ("light", "dark"):
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        ratios = page.run(contrast)
+        assert len(ratios) > 20 and min(ratios) > 4.5, (scheme, ratios)

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_latents import NAMES, SETTINGS, entry, tensors, write
+
+from diffusers_jdm.samples.latent_folder import ShardWriter, check_clips, finish_folder, keep_only, open_folder
+from diffusers_jdm.samples.latents import LatentSource
+
+EMPTY_PROMPT = torch.ones(5, 6, dtype=torch.float16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five clips, two a shard."""
+    return write(tmp_path / "latents", range(5))
+
+
+def test_shards_have_the_size_asked_for_and_whole_names(folder):
+    names = sorted(path.name for path in folder.iterdir())
+    shards = [f"shard-000-{i:05d}.{suffix}" for i in range(3) for suffix in ("jsonl", "safetensors")]
+    assert names == ["empty_prompt.safetensors", "latents.json", *shards]
+
+
+def test_processes_and_runs_write_beside_each_other(folder):
+    write(folder, [5, 6], rank=1)
+    write(folder, [7])
+    source = LatentSource(folder)
+    assert sorted(source.ids) == [f"clip-{i}" for i in range(8)]
+    for index, name in enumerate(source.ids):
+        assert torch.equal(source.read(index, None)["video"], tensors(int(name[5:]))["video"].float())
+
+
+def test_what_was_finished_before_an_error_is_kept(tmp_path):
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path) as writer:
+        writer.add(entry(0), tensors(0))
+        raise KeyboardInterrupt
+    assert LatentSource(tmp_path).ids == ["clip-0"]
+
+
+def test_leftovers_of_a_killed_run_do_not_count_and_go(folder):
+    (folder / "shard-000-00002.jsonl").unlink()  # as if killed between the two files
+    (folder / "shard-000-00003.safetensors.tmp").write_bytes(b"half")
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
+    write(folder, [4])
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(5)]
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_views_of_one_tensor_are_stored(tmp_path):
+    batch = torch.randn(8, 3, 4, 2, 2)
+    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+    with ShardWriter(tmp_path) as writer:
+        views = {name: batch[k].permute(1, 0, 2, 3) for k, name in enumerate(NAMES[:4])}
+        writer.add(entry(0), tensors(0) | views)
+    assert torch.equal(LatentSource(tmp_path).read(0, None)["video"], batch[0].permute(1, 0, 2, 3))
+
+
+def test_an_id_that_is_none_is_named_with_its_file(folder):
+    index = folder / "shard-000-00002.jsonl"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id": 7}) + "\n")
+    with pytest.raises(ValueError, match=r"shard-000-00002.jsonl: the id 7 is no text of at most 1000 characters"):
+        LatentSource(folder)
+
+
+# What of a folder is kept
+
+
+def test_only_what_belongs_to_a_clip_is_kept(folder):
+    keys = {"clip-0": "key0", "clip-3": "another key", "clip-4": "key4", "clip-9": "key9"}  # 1 and 2 are gone
+    assert keep_only(folder, keys) == 3
+    source = LatentSource(folder)
+    assert source.ids == ["clip-0", "clip-4"]
+    assert torch.equal(source.read(1, None)["video"], tensors(4)["video"].float())
+    assert not (folder / "shard-000-00001.safetensors").exists()  # the shard of clips 2 and 3
+    assert keep_only(folder, keys) == 0
+
+
+def test_clips_that_cannot_be_read_now_are_kept(folder):
+    assert keep_only(folder, dict.fromkeys(f"clip-{i}" for i in range(4))) == 1
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
+    with ShardWriter(folder) as writer:  # of one that has changed, and cannot be read now: one of both
+        writer.add(entry(3, key="another"), tensors(3))
+    assert keep_only(folder, dict.fromkeys(f"clip-{i}" for i in range(4))) == 1
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
+
+
+def test_a_folder_of_other_clips_is_refused(folder, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"latents holds latents of other clips \(clip-0 for one\): take another folder"
+    ):
+        check_clips(folder, ["clip-5", "clip-6"])
+    check_clips(folder, ["clip-4", "clip-5"])
+    check_clips(tmp_path / "nothing", ["clip-5"])
+    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(5)]
+
+
+def test_a_folder_is_unfinished_until_it_is_finished(folder):
+    finish_folder(folder)
+    assert LatentSource(folder).settings == SETTINGS | {"complete": True}
+    open_folder(folder, SETTINGS, EMPTY_PROMPT)
+    assert LatentSource(folder).settings == SETTINGS | {"complete": False}
+
+
+# Damage
+
+
+def truncate(path, share=0.5):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def without(path, name):
+    save_file({key: tensor for key, tensor in load_file(path).items() if key != name}, path)
+
+
+DAMAGES = {
+    "shard missing": (lambda shard, index: shard.unlink(), "No such file"),
+    "shard truncated": (lambda shard, index: truncate(shard), ""),
+    "last byte of the shard missing": (lambda shard, index: truncate(shard, 0.9999), ""),
+    "shard of zero bytes": (lambda shard, index: shard.write_bytes(b""), ""),
+    "tensor missing": (lambda shard, index: without(shard, "key2.mask.1"), "it lacks key2.mask.1"),
+    "index truncated": (lambda shard, index: truncate(index, 0.7), "its index cannot be read"),
+    "index of garbage": (lambda shard, index: index.write_bytes(b"\xff\xfe\x00"), "its index cannot be read"),
+    "index of something else": (lambda shard, index: index.write_text('{"id": 3}\n'), "its index cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_shard_is_dropped_and_named(folder, damage, reason):
+    damage(folder / "shard-000-00001.safetensors", folder / "shard-000-00001.jsonl")
+    (line,) = open_folder(folder, SETTINGS, EMPTY_PROMPT)
+    assert line.startswith("shard-000-00001 is damaged (") and line.endswith("): its clips are encoded again.")
+    assert reason in line and "\n" not in line
+    assert LatentSource(folder).ids == ["clip-0", "clip-1", "clip-4"]
+    assert not list(folder.glob("shard-000-00001.*"))
+    assert open_folder(folder, SETTINGS, EMPTY_PROMPT) == []
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings_do_not_go_into_one_folder(folder, name):
+    with pytest.raises(ValueError, match=rf"latents of other settings \({name} .*take another folder"):
+        open_folder(folder, SETTINGS | {name: "other"}, torch.ones(5, 6))
+
+
+def test_latents_of_unknown_settings(folder):
+    (folder / "latents.json").unlink()
+    with pytest.raises(ValueError, match=r"no latents.json in it"):
+        open_folder(folder, SETTINGS, torch.ones(5, 6))
+
+
+def test_the_settings_are_plain_json(folder):
+    assert json.loads((folder / "latents.json").read_text()) == SETTINGS | {"complete": False}

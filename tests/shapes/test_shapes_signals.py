@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from diffusers_jdm.shapes.signals import depth_map, edge_map
+from diffusers_jdm.shapes.world import SHAPES, STILL, ShapeObject, sample_clip
+
+
+def still(shape, x, y, radius):
+    return ShapeObject("red", shape, STILL, radius, np.tile(np.array([[x, y]], np.float32), (3, 1)))
+
+
+def test_depth_is_one_value_an_object_and_lies_where_its_mask_is():
+    for index in range(10):
+        clip = sample_clip(1, index)
+        depth = depth_map(clip.objects, 48, 48)
+        assert depth.dtype == np.uint8 and depth.shape == clip.video.shape[:3]
+        assert np.array_equal(depth > 0, clip.masks.any(0))
+        for mask in clip.masks:
+            assert len(np.unique(depth[mask])) == 1
+
+
+def test_the_larger_is_the_nearer_and_distance_is_inverse_size():
+    depth = depth_map([still("circle", 12, 12, 8.0), still("cross", 36, 36, 4.0)], 48, 48)
+    near, far = depth[0, 12, 12], depth[0, 36, 36]
+    assert near == pytest.approx(2 * far, abs=1) and depth[0, 0, 0] == 0
+
+
+def test_no_object_is_nearer_than_255():
+    assert depth_map([still("square", 24, 24, 20.0)], 48, 48).max() == 255
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_edges_lie_on_the_outline(shape):
+    obj = still(shape, 24.0, 24.0, 9.0)
+    edges, inside = edge_map([obj], 48, 48)[0], depth_map([obj], 48, 48)[0] > 0
+    outline = inside ^ ndimage.binary_erosion(inside)
+    away = ~ndimage.binary_dilation(outline, iterations=4)
+    assert edges[outline].min() > 60 and edges[away].max() < 20  # not 0: the lines of sharp corners go on a little
+    assert edges.max() > 190
+
+
+def test_edges_of_several_objects_are_all_there():
+    one, two = still("circle", 12, 12, 6.0), still("cross", 36, 30, 6.0)
+    both = edge_map([one, two], 48, 48)
+    assert np.array_equal(both, np.maximum(edge_map([one], 48, 48), edge_map([two], 48, 48)))
