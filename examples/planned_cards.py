@@ -1,4 +1,4 @@
-"""The cards of the paper's two checkpoints, which do not exist yet: docs/model_cards/. They say so, and hold no figure.
+"""The cards of the paper's two checkpoints, which do not exist yet: model_cards/. They say so, and hold no figure.
 
     python examples/planned_cards.py
 
@@ -58,4 +58,4 @@ def planned_card(name: str, folder: Path) -> Path:
 
 if __name__ == "__main__":
     for name in PLANNED:
-        print(planned_card(name, Path("docs/model_cards")))
+        print(planned_card(name, Path("model_cards")))

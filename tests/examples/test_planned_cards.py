@@ -16,7 +16,7 @@ PARAMETERS = {"jdm-cogvideox-2b": 1_694_029_696, "jdm-text-to-video-ms-1.7b": 1_
 @pytest.mark.parametrize("name", PLANNED)
 def test_planned_card(name, tmp_path):
     path = planned_card(name, tmp_path)
-    assert path.read_text() == (ROOT / "docs/model_cards" / path.name).read_text(), "run examples/planned_cards.py"
+    assert path.read_text() == (ROOT / "model_cards" / path.name).read_text(), "run examples/planned_cards.py"
 
     card = ModelCard.load(path)
     assert card.text.index("does not exist yet") < card.text.index("## Load it")
@@ -26,4 +26,4 @@ def test_planned_card(name, tmp_path):
 
 
 def test_no_card_is_left_out():
-    assert {path.stem for path in (ROOT / "docs/model_cards").iterdir()} == set(PLANNED)
+    assert {path.stem for path in (ROOT / "model_cards").iterdir()} == set(PLANNED)

@@ -186,7 +186,7 @@ def _write_card(
             tags=["diffusers-jdm", "joint-distribution-modeling", "video-segmentation", "video-captioning"],
             configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "*.parquet"}]}],
         ),
-        template_path=str(files("diffusers_jdm") / "model_cards" / "dataset.md"),
+        template_path=str(files("diffusers_jdm.data") / "dataset_card.md"),
         mark=MARK,
         title=repo_id.split("/")[1],
         repo_id=repo_id,

@@ -19,7 +19,7 @@ def write_page(rows: Sequence["Row"], path: Path, how: str, fps: int) -> None:
 
 
 def _page(rows: Sequence["Row"], how: str, fps: int) -> Iterator[str]:
-    style, script = (Path(__file__).with_name(f"figure_page.{suffix}").read_text("utf-8") for suffix in ("css", "js"))
+    style, script = (Path(__file__).with_name(f"page.{suffix}").read_text("utf-8") for suffix in ("css", "js"))
     title = html.escape(" and ".join(name for name, _ in rows[0].columns[:2]))
     # The policy makes sure of it: nothing is loaded from anywhere, and nothing is sent.
     yield f"""<!DOCTYPE html>

@@ -68,7 +68,7 @@ def write_page(
 def _page(study: dict[str, Any], drawn: list[tuple[Pair, bool]], uneven: list[str]) -> Iterator[str]:
     """A pair's videos are read when it is its turn. They lie in the page as text, and the script shows those of one pair."""
     style, body, script = (
-        Path(__file__).with_name(f"preference_page.{suffix}").read_text(encoding="utf-8")
+        Path(__file__).with_name(f"page.{suffix}").read_text(encoding="utf-8")
         for suffix in ("css", "html", "js")
     )
     # The policy makes sure of it: nothing is loaded from anywhere, and nothing is sent.
