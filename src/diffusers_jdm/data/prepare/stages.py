@@ -36,7 +36,7 @@ BACKENDS = {
     "hed": {"hed": "hed:Hed"},
     "embeddings": {"clip": "embeddings:ClipEmbeddings"},
 }
-"""The backends of each stage by name: module in this folder, and class."""
+"""The backends of each stage by name: module in models/, and class."""
 
 FINDS_BOXES_ITSELF = ("sam3",)
 IMPORTERS = {"davis": davis_clips, "sav": sav_clips}
@@ -55,7 +55,7 @@ def load_backend(stage: str, settings: ModelSettings) -> Callable[[Clip, np.ndar
     """
     spec = BACKENDS[stage].get(settings.backend)
     if spec is not None:
-        spec = f"{__package__}.{spec}"
+        spec = f"{__package__}.models.{spec}"
     elif ":" in settings.backend:
         spec = settings.backend
         if os.getcwd() not in sys.path:  # a console script does not look where it is called
