@@ -8,7 +8,7 @@ AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo app test test-oldest check format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test coverage test-oldest check format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ app: setup  ## the demo app, at http://127.0.0.1:7860
 
 test: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+coverage: setup  ## the same, with the share of lines of src/ that tests run, in this process and its children's
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov=diffusers_jdm --cov-report=term
 
 # What these tests need beside the extras; and those that need prepare or app, which are left out.
 OLDEST_TOOLS := pytest pytest-xdist tensorboard scikit-image h5py torchmetrics matplotlib setuptools
@@ -71,7 +74,7 @@ bench-shapes: setup
 	$(BIN)/python benchmarks/bench_shapes.py
 
 bench-shapes-modelscope: setup
-	$(BIN)/python benchmarks/bench_shapes.py --family modelscope --batch_size 10
+	$(BIN)/python benchmarks/bench_shapes.py --base_name modelscope --batch_size 10
 
 bench-mask-guidance: setup
 	$(BIN)/python benchmarks/bench_mask_guidance.py
@@ -108,6 +111,9 @@ bench-caches: setup  ## diffusers' caches with the joint transformer, the base b
 
 bench-sampling: setup  ## pipe() with masks over the base's, 50 steps, by part
 	$(BIN)/python benchmarks/bench_sampling.py
+
+bench-identity: setup  ## make bench-identity REF=COMMIT: samples and training steps of both, bit for bit
+	$(BIN)/python benchmarks/bench_identity.py $(if $(REF),--ref "$(REF)")
 
 bench-check: setup  ## short forms of these: is a ratio worse than benchmarks/recorded.json allows?
 	$(BIN)/python benchmarks/bench_check.py

@@ -7,7 +7,6 @@ recorded a ratio may be, as a share of it; it is wide, since the short forms are
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from functools import reduce
 from pathlib import Path
 
 from report import print_table
+
+from diffusers_jdm.files import read_json
 
 FOLDER = Path(__file__).parent
 OUTPUT = Path("outputs/bench-check")  # short forms must not be taken for full ones
@@ -35,7 +36,7 @@ def measure(benchmark: dict, run: bool) -> dict:
     path = OUTPUT / benchmark["report"]
     if not path.is_file():
         raise SystemExit(f"{path} is not there: leave --no_run out.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def compare(ratios: dict[str, dict], figures: dict) -> dict[str, dict]:
@@ -51,7 +52,7 @@ def compare(ratios: dict[str, dict], figures: dict) -> dict[str, dict]:
 
 
 def main(args) -> int:
-    recorded = json.loads(args.recorded.read_text())
+    recorded = read_json(args.recorded)
     rows = {}
     for name in args.only or recorded:
         if name not in recorded:

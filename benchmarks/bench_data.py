@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401  # makes diffusers know the joint pipelines
-from diffusers_jdm.bases.cogvideox.base import CogVideoX
+from diffusers_jdm.bases.base import base_of_pipeline
 from diffusers_jdm.data.manifest import write_manifest
 from diffusers_jdm.masks import rle_encode
 from diffusers_jdm.samples.dataset import Objective, PositionSampler, RegionDataset, collate
@@ -92,7 +92,7 @@ def samples_a_second(stream, batch_size: int, work, seconds: float = 2.0) -> flo
 def measure_cache(folders, args) -> dict[str, float]:
     """Both in turns, on the CPU, in this process."""
     pipe = DiffusionPipeline.from_pretrained(CHECKPOINT)
-    base = CogVideoX(pipe)
+    base = base_of_pipeline(type(pipe).__name__)(pipe)
     streams = {kind: batches(open_source(kind, folder), args.batch_size) for kind, folder in folders.items()}
     rates = {kind: [] for kind in streams}
     for turn in tqdm(range(args.turns + 1), desc="cache"):
@@ -158,14 +158,8 @@ def write_records(kind: str, folder: Path, count: int) -> None:
     if kind == "videos":
         write_manifest(folder, (manifest_row(i) for i in range(count)))
         return
-    settings = {
-        "family": "cogvideox",
-        **SIZE,
-        "num_subsets": 4,
-        "seed": 0,
-        "dtype": "float16",
-        "mixed_precision": "no",
-    }
+    settings = {"family": "cogvideox", **SIZE, "num_subsets": 4, "seed": 0, "dtype": "float16"}
+    settings |= {"mixed_precision": "no"}
     settings |= {"vae_tiling": False, "regional_signal": "mask", "text_shape": [226, 4096], "scaling_factor": 1.0}
     open_folder(folder, settings | {"vae": "none", "text_encoder": "none"}, torch.zeros(1))
     for first in range(0, count, SHARD):

@@ -14,15 +14,19 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, UNet3DConditionModel
+from diffusers import CogVideoXTransformer3DModel, ModelMixin, UNet3DConditionModel
 from memory import forget_peak, resident_now, resident_peak
 from report import print_table, write_report
 from tqdm import tqdm
 
 from diffusers_jdm import inflate
-from diffusers_jdm.bases.base import base_named
+from diffusers_jdm.bases.base import Base, base_named
 
 MEBIBYTE = 2**20
 KINDS = ("base", "joint")
@@ -33,65 +37,80 @@ RATIOS = ["time_ratio", "lowest", "highest", "memory_ratio", "activations_ratio"
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument(
-        "--case", nargs=3, metavar=("FAMILY", "KIND", "SWITCH"), help=argparse.SUPPRESS
-    )  # calls itself
+    parser.add_argument("--bases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--case", nargs=3, metavar=("NAME", "KIND", "SWITCH"), help=argparse.SUPPRESS)  # calls itself
     return parser.parse_args(argv)
 
 
-def cogvideox_model():
-    """CogVideoX-2B's shape with 12 layers of width 512 in place of 30 of width 1920: 77 million weights."""
-    return CogVideoXTransformer3DModel(
-        num_attention_heads=8, num_layers=12, sample_width=40, sample_height=24, sample_frames=17, text_embed_dim=512
-    )
+class Case(NamedTuple):
+    """A model of the base's shape but smaller, and what it is given."""
+
+    build: Callable[[], ModelMixin]
+    text: tuple[int, int]  # tokens, channels
+    small: tuple[int, int, int]  # latent frames, height, width of the step that sets all up
+    size: tuple[int, int, int]  # of the step that is measured
 
 
-def cogvideox_inputs(parts, frames, height, width):
-    """5 latent frames of 24×40 are 1200 tokens of video, and 226 of text."""
-    latents = torch.randn(1, frames, 16 * parts, height, width)  # [B, F, C or 2C, H, W]
-    return {"hidden_states": latents, "encoder_hidden_states": torch.randn(1, 226, 512)}
-
-
-def modelscope_model():
-    """ModelScope's U-Net with 64 to 256 channels in place of 320 to 1280: 57 million weights."""
-    return UNet3DConditionModel(block_out_channels=(64, 128, 256, 256), cross_attention_dim=256, attention_head_dim=16)
-
-
-def modelscope_inputs(parts, frames, height, width):
-    latents = torch.randn(1, 4 * parts, frames, height, width)  # [B, C or 2C, F, H, W]
-    return {"sample": latents, "encoder_hidden_states": torch.randn(1, 77, 256)}
-
-
-FAMILIES = {
-    "cogvideox": (cogvideox_model, cogvideox_inputs, (1, 24, 40), (5, 24, 40)),
-    "modelscope": (modelscope_model, modelscope_inputs, (1, 8, 8), (8, 32, 32)),
+CASES = {
+    # 12 layers of width 512 in place of 30 of width 1920, 77 million weights; 1200 tokens of video
+    "cogvideox": Case(
+        partial(
+            CogVideoXTransformer3DModel,
+            num_attention_heads=8,
+            num_layers=12,
+            sample_width=40,
+            sample_height=24,
+            sample_frames=17,
+            text_embed_dim=512,
+        ),
+        (226, 512),
+        (1, 24, 40),
+        (5, 24, 40),
+    ),
+    # 64 to 256 channels in place of 320 to 1280, 57 million weights
+    "modelscope": Case(
+        partial(
+            UNet3DConditionModel,
+            block_out_channels=(64, 128, 256, 256),
+            cross_attention_dim=256,
+            attention_head_dim=16,
+        ),
+        (77, 256),
+        (1, 8, 8),
+        (8, 32, 32),
+    ),
 }
 
 
-def train_step(model, optimizer, inputs):
-    prediction = model(**inputs, timestep=torch.tensor([500]), return_dict=False)[0]
-    prediction.square().mean().backward()
+def inputs_of(base: Base, model: ModelMixin, text: tuple[int, int], size: tuple[int, int, int]):
+    """What `Base.predict` takes: noised latents, timesteps, text."""
+    shape = [1, *size]
+    shape.insert(base.channel_dim, model.config.in_channels)
+    return torch.randn(shape), torch.tensor([500]), torch.randn(1, *text)
+
+
+def train_step(base: Base, model: ModelMixin, optimizer, inputs) -> None:
+    base.predict(model, *inputs).square().mean().backward()
     optimizer.step()
 
 
-def measure(family: str, kind: str, switch: str) -> dict[str, float]:
+def measure(name: str, kind: str, switch: str) -> dict[str, float]:
     """`whole_step_mib`: all that the process holds beyond the libraries; `activations_mib`: beyond weights, gradients
     and AdamW's state, which a first small step has set up."""
-    build_model, build_inputs, small, size = FAMILIES[family]
-    parts = 2 if kind == "joint" else 1  # the video, and the mask
+    case, base_class = CASES[name], base_named(name)
     torch.manual_seed(0)
     libraries = resident_now()
-    model = (inflate(build_model()) if kind == "joint" else build_model()).train()
+    model = (inflate(case.build()) if kind == "joint" else case.build()).train()
     if switch == "on":
-        base_named(family).enable_gradient_checkpointing(model)
+        base_class.enable_gradient_checkpointing(model)
+    base = base_class(SimpleNamespace(**{base_class.component: model}))
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)  # foreach holds copies of all gradients
-    train_step(model, optimizer, build_inputs(parts, *small))
+    train_step(base, model, optimizer, inputs_of(base, model, case.text, case.small))
     optimizer.zero_grad(set_to_none=False)
-    inputs = build_inputs(parts, *size)
+    inputs = inputs_of(base, model, case.text, case.size)
     before, start = resident_now(), time.process_time()
     forget_peak()
-    train_step(model, optimizer, inputs)
+    train_step(base, model, optimizer, inputs)
     seconds, peak = time.process_time() - start, resident_peak()
     return {
         "whole_step_mib": (peak - libraries) / MEBIBYTE,
@@ -100,10 +119,10 @@ def measure(family: str, kind: str, switch: str) -> dict[str, float]:
     }
 
 
-def measure_in_own_process(family: str, kind: str, switch: str) -> dict[str, float]:
+def measure_in_own_process(name: str, kind: str, switch: str) -> dict[str, float]:
     """One thread, and a malloc that gives freed memory back at once, so that a process holds what its tensors need."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, "--case", family, kind, switch]
+    command = [sys.executable, __file__, "--case", name, kind, switch]
     result = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -129,18 +148,18 @@ def main(args):
         print(json.dumps(measure(*args.case)))
         return
     forget_peak()  # says at once where this cannot run
-    cases = [(family, kind) for family in args.families for kind in KINDS]
+    cases = [(name, kind) for name in args.bases for kind in KINDS]
     runs = {(*case, switch): [] for case in cases for switch in ("off", "on")}
     for turn in tqdm(range(args.turns), desc="turns"):
         for case in runs if turn % 2 == 0 else reversed(runs):
             runs[case].append(measure_in_own_process(*case))
-    figures, rows = {family: {} for family in args.families}, {}
+    figures, rows = {name: {} for name in args.bases}, {}
     for case, measured in runs.items():
         rows[", ".join(case)] = {column: statistics.median(run[column] for run in measured) for column in COLUMNS}
-    for family, kind in cases:
-        figures[family][kind] = compare(runs[family, kind, "on"], runs[family, kind, "off"])
+    for name, kind in cases:
+        figures[name][kind] = compare(runs[name, kind, "on"], runs[name, kind, "off"])
     print_table(COLUMNS, rows)
-    print_table(RATIOS, {f"{kind} of {family}, on ÷ off": figures[family][kind] for family, kind in cases})
+    print_table(RATIOS, {f"{kind} of {name}, on ÷ off": figures[name][kind] for name, kind in cases})
     print("written to", write_report("gradient_checkpointing", figures | {"turns": args.turns, "cases": rows}))
 
 

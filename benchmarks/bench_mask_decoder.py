@@ -12,9 +12,9 @@ sampling.
 import argparse
 import json
 import resource
+import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,13 @@ from report import print_table, write_report
 from tqdm import tqdm
 
 from diffusers_jdm import JDMMaskDecoder
-from diffusers_jdm.bases.base import base_of_pipeline
+from diffusers_jdm.bases.base import base_named
 from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.shapes.evaluator import mask_iou
 from diffusers_jdm.shapes.world import ShapeClip, phrase, sample_clip
+
+sys.path.append(str(Path(__file__).parents[1] / "examples/shapes"))
+from shipped import SHAPES, SHIPPED
 
 # CogVideoX-2B's, which diffusers' defaults are, too; written out here, as they decide the figures
 REAL_VAE = {
@@ -36,17 +39,6 @@ REAL_VAE = {
     "norm_num_groups": 32,
     "temporal_compression_ratio": 4,
     "scaling_factor": 1.15258426,
-}
-
-
-class Shipped(NamedTuple):
-    folder: str
-    num_frames: int
-
-
-SHIPPED = {
-    "cogvideox": Shipped("examples/shapes/joint", 9),
-    "modelscope": Shipped("examples/shapes/joint_modelscope", 5),
 }
 
 
@@ -60,8 +52,8 @@ def parse_args():
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=17, help="names the held-out clips")
-    for family in SHIPPED:
-        parser.add_argument(f"--{family}_decoder", help="folder; by default mask_decoder/ of the shipped checkpoint")
+    for name in SHIPPED:
+        parser.add_argument(f"--{name}_decoder", help="folder; by default mask_decoder/ of the shipped checkpoint")
     return parser.parse_args()
 
 
@@ -133,22 +125,21 @@ def agreement(fast: np.ndarray, slow: np.ndarray) -> dict[str, float]:
 
 
 @torch.no_grad()
-def small_world(shipped: Shipped, decoder_folder: str | None, args) -> dict:
-    """All figures of one shipped checkpoint."""
-    pipe = DiffusionPipeline.from_pretrained(shipped.folder)
+def small_world(name: str, decoder_folder: str | None, args) -> dict:
+    """All figures of the joint checkpoint that is shipped for a base."""
+    pipe = DiffusionPipeline.from_pretrained(SHAPES / SHIPPED[name].joint)
     pipe.set_progress_bar_config(disable=True)
+    base = base_named(name)(pipe)
     if decoder_folder:
         pipe.register_modules(mask_decoder=JDMMaskDecoder.from_pretrained(decoder_folder))
 
     def decode(latents, which):
         return torch.cat([pipe.decode_masks(batch, which) for batch in latents.split(8)]).numpy()
 
-    clips = [sample_clip(args.seed, i, "pairs", num_frames=shipped.num_frames) for i in range(args.n_masks)]
+    clips = [sample_clip(args.seed, i, "pairs", num_frames=base.shapes_frames) for i in range(args.n_masks)]
     truth = held_out_masks(clips)
     pixels = torch.from_numpy(np.stack([mask_to_rgb(mask) for mask in truth]))
-    encoded = torch.cat(
-        [base_of_pipeline(type(pipe).__name__)(pipe).encode_pixels(batch) for batch in pixels.split(8)]
-    )
+    encoded = torch.cat([base.encode_pixels(batch) for batch in pixels.split(8)])
     slow, fast = decode(encoded, "vae"), decode(encoded, "fast")
 
     prompts = [
@@ -158,7 +149,7 @@ def small_world(shipped: Shipped, decoder_folder: str | None, args) -> dict:
     sampled = pipe(
         prompts,
         generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
-        num_frames=shipped.num_frames,
+        num_frames=base.shapes_frames,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         output_type="latent",
@@ -183,12 +174,12 @@ def small_world(shipped: Shipped, decoder_folder: str | None, args) -> dict:
 
 def main(args):
     small = {}
-    for family, shipped in SHIPPED.items():
-        folder = getattr(args, f"{family}_decoder")
-        if not Path(folder or f"{shipped.folder}/mask_decoder", "config.json").exists():
-            print(f"{shipped.folder} has no mask_decoder/: left out; or name one with --{family}_decoder.")
+    for name, shipped in SHIPPED.items():
+        folder = getattr(args, f"{name}_decoder")
+        if not Path(folder or SHAPES / shipped.joint / "mask_decoder", "config.json").exists():
+            print(f"{shipped.joint} has no mask_decoder/ and is left out; name one with --{name}_decoder.")
             continue
-        small[family] = small_world(shipped, folder, args)
+        small[name] = small_world(name, folder, args)
     if "cogvideox" not in small:
         raise SystemExit("error: there is no decoder for CogVideoX's VAE: `make shapes-joint` trains one.")
     real = real_speed(args)
@@ -204,11 +195,11 @@ def main(args):
         "settings": {name: getattr(args, name) for name in ("n_masks", "n_prompts", "num_inference_steps", "seed")},
     }
     print(json.dumps(real, indent=2))
-    rows = {f"{family}: {kind}": figures[kind] for family, figures in small.items() for kind in ("encoded", "sampled")}
+    rows = {f"{name}: {kind}": figures[kind] for name, figures in small.items() for kind in ("encoded", "sampled")}
     print_table(["iou", "iou_micro", "iou_worst", "soft_difference"], rows)
     print_table(
         ["speedup", "vae_seconds", "decoder_seconds"],
-        {"real": real} | {family: figures["speed_of_8_clips"] for family, figures in small.items()},
+        {"real": real} | {name: figures["speed_of_8_clips"] for name, figures in small.items()},
     )
     print("goals: speedup >= 20, iou_with_vae >= 0.98; written to", write_report("mask-decoder", report))
 

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
+from diffusers_jdm.bases.base import base_of_pipeline
 from diffusers_jdm.evaluation.shapes import sample
 from diffusers_jdm.shapes.evaluator import find_objects
 from diffusers_jdm.shapes.world import phrase, sample_clip
@@ -19,10 +20,9 @@ from diffusers_jdm.shapes.world import phrase, sample_clip
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--joint", default="examples/shapes/joint")
+    parser.add_argument("--joint", default="examples/shapes/joint", help="a joint checkpoint")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     parser.add_argument("--n_prompts", type=int, default=50, help="half name both objects, half one of two")
-    parser.add_argument("--num_frames", type=int, default=9, help="of a video: what the checkpoint was trained on")
     parser.add_argument("--num_inference_steps", type=int, default=50)
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video")
     parser.add_argument("--seed", type=int, default=12)
@@ -41,6 +41,7 @@ def colourfulness(pipe, prompts, **kwargs) -> float:
 def main(args):
     pipe = DiffusionPipeline.from_pretrained(args.joint)
     pipe.set_progress_bar_config(disable=True)
+    args.num_frames = base_of_pipeline(type(pipe).__name__).shapes_frames
     clips = [sample_clip(args.seed, index, "pairs") for index in range(args.n_prompts)]
     named, prompts = named_kinds(clips), [clip.caption for clip in clips]
     for i in range(0, len(clips), 2):

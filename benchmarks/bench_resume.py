@@ -1,6 +1,6 @@
 """Is a training run that was killed, and went on, the run that was not? `kill -9` at random moments, then bit for bit.
 
-Tiny models of both families in several configurations. Each is trained once without a kill; then again, killed (the whole
+Tiny models of both bases in several configurations. Each is trained once without a kill; then again, killed (the whole
 process group of the real script, workers included) at moments drawn at random, and resumed by `--resume_from_checkpoint
 latest` each time. The checkpoint of the last step (weights, EMA, optimizer, learning rate, random numbers, position in the
 data), the result, and the log without its timings must be the same in the end.
@@ -20,7 +20,7 @@ from report import write_report
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import kills
 import small_data
-import small_models
+from small_models import SMALL
 
 STEPS = 10
 COMMON = ["--train_batch_size", 2, "--max_train_steps", STEPS, "--logging_steps", 1, "--disable_vae_tiling"]
@@ -29,7 +29,7 @@ SHORT_RUN = {"cogvideox": ["--lr_warmup_steps", 3], "modelscope": []}
 VALIDATION = ["--heldout_samples", 2, "--validation_steps", 3, "--validation_inference_steps", 1]
 VALIDATION += ["--validation_prompt", "a red circle"]
 
-# family, data, flags, number of kills
+# base, data, flags, number of kills
 CONFIGURATIONS = {
     "cogvideox, EMA": ("cogvideox", "latents", ["--use_ema", "--checkpointing_steps", 2, *VALIDATION], 3),
     "cogvideox, LoRA, accumulation": (
@@ -74,14 +74,13 @@ def parse_args():
 
 
 def write_inputs(folder: Path) -> dict[str, dict[str, Path]]:
-    """Bases, videos and latents of both families."""
+    """The folders of a plain pipeline, of latents and of videos, by base."""
     videos, inputs = small_data.write_training_set(folder / "videos"), {}
-    for family in ("cogvideox", "modelscope"):
-        base = small_data.joint_base(family)
-        latents = small_data.write_latents(folder / f"latents-{family}", base, videos)
-        base = folder / f"base-{family}"
-        getattr(small_models, f"{family}_base_pipeline")().save_pretrained(base)
-        inputs[family] = {"base": base, "latents": latents, "videos": videos}
+    for name in SMALL:
+        latents = small_data.write_latents(folder / f"latents-{name}", small_data.joint_base(name), videos)
+        base = folder / f"base-{name}"
+        SMALL[name].base_pipeline().save_pretrained(base)
+        inputs[name] = {"base": base, "latents": latents, "videos": videos}
     return inputs
 
 
@@ -97,12 +96,12 @@ def draw_kills(timeline: kills.Timeline, flags: list, count: int, rng: random.Ra
 
 def try_configuration(name: str, folder: Path, inputs: dict, rng: random.Random) -> list[dict]:
     """One entry a kill."""
-    family, data, flags, count = CONFIGURATIONS[name]
-    script, paths = f"train_jdm_{family}.py", inputs[family]
+    base_name, data, flags, count = CONFIGURATIONS[name]
+    script, paths = f"train_jdm_{base_name}.py", inputs[base_name]
     flags = ["--pretrained_model_name_or_path", paths["base"], "--train_data_dir", paths[data], *COMMON, *flags]
-    flags += SHORT_RUN[family]
+    flags += SHORT_RUN[base_name]
     if data == "videos":
-        flags += ["--num_frames", small_data.NUM_FRAMES[family], "--height", 16, "--width", 16]
+        flags += ["--num_frames", SMALL[base_name].NUM_FRAMES, "--height", 16, "--width", 16]
     timeline = kills.run_whole(script, folder / "unbroken", flags)
     points, killed = [], folder / "killed"
     plan = draw_kills(timeline, flags, count, rng, early=name == next(iter(CONFIGURATIONS)))

@@ -2,31 +2,38 @@
 
     make bench-roles
 
-Clips, captions and pairs of objects are held out (split "pairs"). Pixels are
-read by the exact evaluator; its own ceiling stands beside. "clamp" is the alternative that needs no roles: the known part
-is noised and put back at each step (RePaint's way), on the same checkpoint.
+Clips, captions and pairs of objects are held out (split "pairs"). Pixels are read by the exact evaluator; its own ceiling
+stands beside. "clamped" is the alternative that needs no roles: the known part is noised and put back at each step (RePaint's
+way), on the same checkpoint. "words" asks for what is not there: which of its words does a mask read?
 """
 
 import argparse
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from bench_shapes import FAMILIES, mean_scores, named_kinds
+from bench_shapes import mean_scores, named_kinds
 from diffusers import DiffusionPipeline
 from report import print_table, write_report
 from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
+from diffusers_jdm.bases.base import base_of_pipeline
 from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels
-from diffusers_jdm.shapes.world import ShapeClip, phrase, sample_clip
+from diffusers_jdm.shapes.world import COLOURS, SHAPES, ShapeClip, phrase, sample_clip
 
+sys.path.append(str(Path(__file__).parents[1] / "examples/shapes"))
+from shipped import SHAPES as FOLDER
+from shipped import SHIPPED
+
+FOUND = 0.02  # of a frame: from this area on, a mask says that the object is there
 COLUMNS = ("colour", "object", "all_objects", "count", "iou", "iou_one_of_two", "right_object")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="cogvideox")
-    parser.add_argument("--joint", default="examples/shapes/joint", help="a joint checkpoint with roles")
+    parser.add_argument("--joint", default=str(FOLDER / SHIPPED["cogvideox"].joint), help="a checkpoint with roles")
     parser.add_argument(
         "--without_roles", nargs="*", default=[], help="joint checkpoints to compare joint sampling with"
     )
@@ -40,9 +47,7 @@ def parse_args():
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=31, help="names the held-out clips")
     parser.add_argument("--report", default="roles")
-    args = parser.parse_args()
-    args.num_frames = FAMILIES[args.family]["num_frames"]
-    return args
+    return parser.parse_args()
 
 
 class Sampler:
@@ -51,6 +56,7 @@ class Sampler:
     def __init__(self, folder: str, args):
         self.pipe, self.args = DiffusionPipeline.from_pretrained(folder), args
         self.pipe.set_progress_bar_config(disable=True)
+        self.base = base_of_pipeline(type(self.pipe).__name__)(self.pipe)
 
     def batches(self, count: int, what: str):
         for start in tqdm(range(0, count, self.args.batch_size), desc=what):
@@ -65,7 +71,7 @@ class Sampler:
         for part, generator in self.batches(len(prompts), what):
             own = {} if masks is None else {"masks": masks[part]}
             own |= {} if objects is None else {"objects": objects[part]}
-            size = {"num_frames": args.num_frames, "return_masks": True, "output_type": "np"}
+            size = {"num_frames": self.base.shapes_frames, "return_masks": True, "output_type": "np"}
             outputs.append(self.pipe(prompts[part], generator=generator, **size, **own, **call))
         frames, soft = (np.concatenate([getattr(out, name) for out in outputs]) for name in ("frames", "masks"))
         return frames, soft, [one for out in outputs for one in out.object_masks or []]
@@ -145,6 +151,32 @@ def object_figures(sampler: Sampler, clips: list[ShapeClip]) -> dict[str, float]
     return {"iou": float(np.mean(ious)), "right_object": float(np.mean(right)), "objects": len(ious)}
 
 
+def word_figures(sampler: Sampler, clips: list[ShapeClip]) -> dict[str, dict[str, float]]:
+    """How often something is found in rendered clips of two objects: the share of masks that are not empty, by what is asked for.
+
+    A true phrase of the first object; one with a colour or a shape that no object of the clip has; and the first one's colour
+    with the second one's shape, where the shapes differ. `iou` is with the first object's mask.
+    """
+    asked = {"true": [], "another colour": [], "another shape": [], "shapes swapped": []}  # (clip, phrase)
+    for clip in clips:
+        (colour, shape), (other_colour, other_shape) = (obj.kind for obj in clip.objects)
+        asked["true"].append((clip, f"a {colour} {shape}"))
+        wrong = next(name for name in COLOURS if name not in (colour, other_colour))
+        asked["another colour"].append((clip, f"a {wrong} {shape}"))
+        wrong = next(name for name in SHAPES if name not in (shape, other_shape))
+        asked["another shape"].append((clip, f"a {colour} {wrong}"))
+        if shape != other_shape:
+            asked["shapes swapped"].append((clip, f"a {colour} {other_shape}"))
+    rows = {}
+    for name, pairs in asked.items():
+        if pairs:
+            videos, truth = (np.stack(part) for part in zip(*((clip.video, clip.masks[0]) for clip, _ in pairs)))
+            masks = sampler.segment(videos, [phrase for _, phrase in pairs], f"words: {name}") >= 0.5
+            found = float((masks.mean((1, 2, 3)) > FOUND).mean())
+            rows[name] = {"found": found, "iou": mean_iou(masks, truth), "clips": len(pairs)}
+    return rows
+
+
 class Clamp:
     """RePaint-like: joint sampling, in which the known part, noised to the step's level, replaces what came out."""
 
@@ -152,7 +184,7 @@ class Clamp:
         self.sampler, self.pipe = sampler, sampler.pipe
 
     def call(self, prompts, generator, known, name, **call):
-        args, pipe = self.sampler.args, self.pipe
+        pipe = self.pipe
         noise = [
             torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(10_000 + i))
             for i in range(len(known))
@@ -167,8 +199,8 @@ class Clamp:
         return pipe(
             prompts,
             generator=generator,
-            num_frames=args.num_frames,
-            num_inference_steps=args.num_inference_steps,
+            num_frames=self.sampler.base.shapes_frames,
+            num_inference_steps=self.sampler.args.num_inference_steps,
             return_masks=True,
             output_type="np",
             callback_on_step_end=put_back,
@@ -177,9 +209,8 @@ class Clamp:
         )
 
     def encode(self, frames: np.ndarray) -> torch.Tensor:
-        return self.pipe.encode_pixels(
-            torch.from_numpy(frames).movedim(-1, 2).float(), torch.float32, torch.device("cpu")
-        )
+        """Latents of frames in [0, 1], (B, F, H, W, 3)."""
+        return self.sampler.base.encode_pixels(torch.from_numpy(frames).float() * 2 - 1)
 
     @torch.no_grad()
     def segment(self, videos, prompts, what):
@@ -223,8 +254,9 @@ def spread(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def main(args):
-    clips = [sample_clip(args.seed, i, "pairs", num_frames=args.num_frames) for i in range(args.n_prompts)]
     sampler = Sampler(args.joint, args)
+    frames = sampler.base.shapes_frames
+    clips = [sample_clip(args.seed, i, "pairs", num_frames=frames) for i in range(args.n_prompts)]
     clamp = Clamp(sampler)
     rows = {
         "joint": joint_figures(sampler, clips),
@@ -244,6 +276,7 @@ def main(args):
         "per_object_iou": rows["objects"]["iou"],
         "right_object": rows["objects"]["right_object"],
         "rows": rows,
+        "words": word_figures(sampler, clips),
         "n_prompts": args.n_prompts,
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
@@ -255,6 +288,7 @@ def main(args):
             report[f"joint_{kind}"] = spread(found)
             rows |= {f"joint, {kind.replace('_', ' ')} {i}": row for i, row in enumerate(found)}
     print_table(list(COLUMNS), rows)
+    print_table(["found", "iou", "clips"], report["words"])
     print(
         f"{args.n_prompts} held-out clips, {args.num_inference_steps} steps; written to {write_report(args.report, report)}"
     )

@@ -8,48 +8,42 @@ ModelScope's base is not shipped: name one with `--base` to have its figures, to
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from diffusers import DiffusionPipeline
 from report import print_table, write_report
 
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
-from diffusers_jdm.bases.base import base_of_pipeline
+from diffusers_jdm.bases.base import base_named, base_of_pipeline
 from diffusers_jdm.evaluation.shapes import sample
 from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels, score
 from diffusers_jdm.shapes.world import UNSEEN_KINDS, ShapeClip, phrase, sample_clip
 
-FAMILIES = {
-    "cogvideox": {
-        "joint": "examples/shapes/joint",
-        "base": "examples/shapes/base",
-        "num_frames": 9,
-        "report": "shapes",
-    },
-    "modelscope": {
-        "joint": "examples/shapes/joint_modelscope",
-        "base": None,
-        "num_frames": 5,
-        "report": "shapes_modelscope",
-    },
-}
+sys.path.append(str(Path(__file__).parents[1] / "examples/shapes"))
+from shipped import SHAPES, SHIPPED
+
 METRICS = ("colour", "object", "unseen_object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="cogvideox", help="decides the three below")
+    parser.add_argument("--base_name", choices=tuple(SHIPPED), default="cogvideox", help="whose checkpoints")
     parser.add_argument("--joint", help="folder of a joint checkpoint; by default the shipped one")
     parser.add_argument("--base", help="folder of its base; by default the shipped one, if there is one")
-    parser.add_argument("--num_frames", type=int, help="of a video; by default 9 or 5, what was trained")
     parser.add_argument("--n_prompts", type=int, default=200)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="of the video, the same for both")
     parser.add_argument("--batch_size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=11, help="names the held-out clips whose captions are the prompts")
-    parser.set_defaults(**FAMILIES[parser.parse_known_args()[0].family])
-    return parser.parse_args()
+    args = parser.parse_args()
+    shipped = SHIPPED[args.base_name]
+    args.joint = args.joint or SHAPES / shipped.joint
+    args.base = args.base or (shipped.base and SHAPES / shipped.base)
+    args.num_frames = base_named(args.base_name).shapes_frames
+    return args
 
 
 def sampling(args) -> dict:
@@ -162,7 +156,7 @@ def main(args):
         else:
             report[split] = figures["joint"] | {name: figures[name] for name in ("base", "null", "ceiling")}
     print_table(list(METRICS), rows)
-    path = write_report(args.report, report | {"seconds": time.time() - start})
+    path = write_report(SHIPPED[args.base_name].report, report | {"seconds": time.time() - start})
     print(f"{args.n_prompts} prompts a split, {args.num_inference_steps} steps; written to {path}")
 
 

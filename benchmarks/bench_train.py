@@ -87,7 +87,7 @@ def write_latents(folder: Path, args) -> None:
     def random(*shape):
         return torch.randn(shape, generator=generator).half()
 
-    settings = {"family": "cogvideox", "num_frames": 4 * frames - 3, "height": 8 * height, "width": 8 * width}
+    settings = {"family": CogVideoX.name, "num_frames": 4 * frames - 3, "height": 8 * height, "width": 8 * width}
     settings |= {"num_subsets": 4, "seed": args.seed, "dtype": "float16", "mixed_precision": "no", "vae_tiling": False}
     settings |= {"regional_signal": "mask"}
     settings |= {"text_shape": args.text_size, "scaling_factor": 1.0, "vae": "random", "text_encoder": "random"}

@@ -7,11 +7,13 @@ Each row is a ratio of two things that took turns in one process or, for start-u
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from diffusers_jdm.bases.base import all_bases
+from diffusers_jdm.files import read_json, write_text
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "docs" / "benchmarks.md"
@@ -45,16 +47,17 @@ def parse_args(argv=None):
 
 def overhead(found: dict) -> list[Row]:
     rows = []
-    for family, name in (("cogvideox", "CogVideoX-2B"), ("modelscope", "ModelScopeT2V")):
-        spread = found[f"{family}_forward_interval"]
-        rows.append(Row(f"forward of {name}", "its base", found[f"{family}_forward_ratio"], spread, 1.005))
-        flops = found[f"{family}_flops_ratio_at_paper_size"]
-        rows.append(Row(f"operations of {name} at the paper's size", "its base", flops, None, 1.005))
-        rows.append(Row(f"peak memory of {name}'s forward", "its base", found[f"{family}_peak_memory_ratio"]))
-        if f"{family}_projections" in found:  # on a CPU
-            of = found[f"{family}_projections"]
+    for base in all_bases():
+        name, title = base.name, base.title
+        spread = found[f"{name}_forward_interval"]
+        rows.append(Row(f"forward of {title}", "its base", found[f"{name}_forward_ratio"], spread, 1.005))
+        flops = found[f"{name}_flops_ratio_at_paper_size"]
+        rows.append(Row(f"operations of {title} at the paper's size", "its base", flops, None, 1.005))
+        rows.append(Row(f"peak memory of {title}'s forward", "its base", found[f"{name}_peak_memory_ratio"]))
+        if f"{name}_projections" in found:  # on a CPU
+            of = found[f"{name}_projections"]
             spread = tuple(1 + share for share in of["share_spread"])
-            rows.append(Row(f"forward of {name}, its grown layers alone", "its base", 1 + of["share"], spread))
+            rows.append(Row(f"forward of {title}, its grown layers alone", "its base", 1 + of["share"], spread))
     return rows
 
 
@@ -77,9 +80,9 @@ def train(found: dict) -> list[Row]:
 
 def gradient_checkpointing(found: dict) -> list[Row]:
     rows = []
-    for family in ("cogvideox", "modelscope"):
-        for kind, of in found[family].items():
-            name = f"gradient checkpointing, {kind} of {family}"
+    for base in all_bases():
+        for kind, of in found[base.name].items():
+            name = f"gradient checkpointing, {kind} of {base.name}"
             rows.append(Row(f"step with {name}", "without", of["time_ratio"], (of["lowest"], of["highest"])))
             rows.append(Row(f"memory with {name}", "without", of["memory_ratio"]))
     return rows
@@ -146,7 +149,7 @@ def read(name: str) -> dict:
     path = Path("outputs/bench", f"{name}.json")
     if not path.is_file():
         raise SystemExit(f"{path} is not there: run `make bench-{name.replace('_', '-')}`.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def table(reports: dict[str, dict]) -> str:
@@ -186,9 +189,7 @@ def write_into(page: Path, text: str) -> None:
     _, mark, after = rest.partition(END)
     if not mark:
         raise SystemExit(f"{page} has no {BEGIN.strip()} … {END} to write between.")
-    temporary = page.with_suffix(".tmp")
-    temporary.write_text(before + BEGIN + "\n" + text + "\n" + END + after)
-    temporary.replace(page)
+    write_text(page, before + BEGIN + "\n" + text + "\n" + END + after)
 
 
 def main(args):

@@ -1,8 +1,9 @@
 """What a refactoring must not change, as hashes: samples of the shipped checkpoints, and the first steps of both trainings.
 
-    python benchmarks/identity_probe.py TREE DATA OUT.json
+    PYTHONPATH=TREE/src python benchmarks/identity_probe.py TREE WORK OUT.json
 
-`bench_identity.py` runs it on two trees. So it uses nothing of the package but what its users may rely on.
+`bench_identity.py` runs it on two trees. So it uses nothing of the package but what its users may rely on. The clips to train on
+are made in WORK by the first run, and used by the second.
 """
 
 import hashlib
@@ -33,14 +34,13 @@ def digest(value) -> str:
     return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
 
 
-def with_roles(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """The pipeline, whose denoiser gets random roles if it was trained with none: their code runs either way."""
+def with_roles(pipe: DiffusionPipeline) -> None:
+    """Gives the denoiser random roles if it was trained with none: their code runs either way."""
     denoiser = pipe.components.get("transformer", pipe.components.get("unet"))
     if not has_roles(denoiser):
         add_roles(denoiser)
         weight = denoiser.time_embedding.cond_proj.weight
         torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    return pipe
 
 
 def samples(tree: Path) -> dict[str, str]:
@@ -49,31 +49,27 @@ def samples(tree: Path) -> dict[str, str]:
     layout = np.zeros((SIZE, SIZE), np.float32)
     layout[12:30, 10:28] = 1
     video = np.random.default_rng(0).random((9, SIZE, SIZE, 3), np.float32)
+    objects = ["a red circle", "a blue square"]
     for name, frames in (("joint", 9), ("joint_modelscope", 3)):
         pipe = DiffusionPipeline.from_pretrained(tree / "examples/shapes" / name)
         pipe.set_progress_bar_config(disable=True)
-        prompt, objects = "a red circle and a blue square", ["a red circle", "a blue square"]
-        call = {"num_inference_steps": 4, "output_type": "np", "num_frames": frames, "guidance_scale": 3.0}
+        common = {"num_inference_steps": 4, "output_type": "np"}
+        call = common | {"num_frames": frames, "guidance_scale": 3.0, "return_masks": True}
+
+        def run(seed, pipe=pipe, call=call, **more):
+            return pipe(" and ".join(objects), generator=torch.Generator().manual_seed(seed), **call, **more)
+
         for seed in (0, 1):
-
-            def run(seed=seed, pipe=pipe, call=call, prompt=prompt, **more):
-                return pipe(prompt, generator=torch.Generator().manual_seed(seed), return_masks=True, **call, **more)
-
-            output = run()
+            output = run(seed)
             found[f"{name}/joint/{seed}"] = digest([output.frames, output.masks])
-        pipe = with_roles(pipe)
+        with_roles(pipe)
         for seed in (0, 1):
-            output = run(seed, pipe, call, masks=layout)
+            output = run(seed, masks=layout)
             found[f"{name}/layout/{seed}"] = digest([output.frames, output.masks])
-            output = run(seed, pipe, call, objects=objects)
+            output = run(seed, objects=objects)
             found[f"{name}/objects/{seed}"] = digest([output.frames, output.masks, output.object_masks[0]])
-            masks = pipe.segment(
-                video[:frames],
-                objects[seed],
-                num_inference_steps=4,
-                generator=torch.Generator().manual_seed(seed),
-                output_type="np",
-            )
+            generator = torch.Generator().manual_seed(seed)
+            masks = pipe.segment(video[:frames], objects[seed], generator=generator, **common)
             found[f"{name}/segment/{seed}"] = digest(masks)
     return found
 
@@ -91,16 +87,8 @@ def training(tree: Path, name: str, data: Path, folder: Path) -> dict[str, str]:
     script = tree / f"train_scripts/train_jdm_{name}.py"
     flags = ["--pretrained_model_name_or_path", tree / "examples/shapes" / base, "--train_data_dir", data]
     flags += ["--output_dir", folder, *size, "--height", str(SIZE), "--width", str(SIZE), "--train_batch_size", "1"]
-    flags += [
-        "--max_train_steps",
-        str(STEPS),
-        "--logging_steps",
-        "1",
-        "--learning_rate",
-        "1e-4",
-        "--loss_weight",
-        "0.7",
-    ]
+    flags += ["--max_train_steps", str(STEPS), "--logging_steps", "1", "--learning_rate", "1e-4"]
+    flags += ["--loss_weight", "0.7"]
     flags += ["--heldout_samples", "2", "--checkpointing_steps", "1000", "--lr_warmup_steps", "2"]
     flags += ["--segment_probability", "0.2", "--layout_probability", "0.2"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]

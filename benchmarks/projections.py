@@ -34,7 +34,7 @@ def inputs_of(model: nn.Module, names: list[str], forward) -> dict[str, torch.Te
 
 
 @torch.no_grad()
-def measure_projections(family: str, size, dtype: str, turns: int, repeats: int = 20) -> dict:
+def measure_projections(name: str, size, dtype: str, turns: int, repeats: int = 20) -> dict:
     """On the CPU, by the process's own clock, base and joint in turns.
 
     Returns:
@@ -42,23 +42,23 @@ def measure_projections(family: str, size, dtype: str, turns: int, repeats: int 
         layers take more than the base's, all together, over the base's forward, with `share_spread`, its lowest and highest turn.
     """
     device = torch.device("cpu")
-    pair = released_pair(family, size, on_gpu=False)
+    pair = released_pair(name, size, on_gpu=False)
     bases = with_random_weights(pair, device, getattr(torch, dtype))
     models = {kind: getattr(bases[kind].pipe, pair.base.component) for kind in KINDS}
     forwards = {kind: forward_of(pair, bases[kind], models[kind], device) for kind in KINDS}
-    names = grown_layers(models["base"], models["joint"])
-    inputs = {kind: inputs_of(models[kind], names, forwards[kind]) for kind in KINDS}
+    layers = grown_layers(models["base"], models["joint"])
+    inputs = {kind: inputs_of(models[kind], layers, forwards[kind]) for kind in KINDS}
     forward_seconds = statistics.median(seconds_of(forwards["base"], 1) for _ in range(3))
-    seconds = {(name, kind): [] for name in names for kind in KINDS}
-    for turn in tqdm(range(turns), desc=f"{family}'s projections"):
-        for name in names:
+    seconds = {(layer, kind): [] for layer in layers for kind in KINDS}
+    for turn in tqdm(range(turns), desc=f"{name}'s projections"):
+        for layer in layers:
             for kind in KINDS if turn % 2 else reversed(KINDS):
-                layer, given = models[kind].get_submodule(name), inputs[kind][name]
-                seconds[name, kind].append(seconds_of(lambda layer=layer, given=given: layer(given), repeats))
-    more = [sum(seconds[name, "joint"][k] - seconds[name, "base"][k] for name in names) for k in range(turns)]
+                module, given = models[kind].get_submodule(layer), inputs[kind][layer]
+                seconds[layer, kind].append(seconds_of(lambda module=module, given=given: module(given), repeats))
+    more = [sum(seconds[layer, "joint"][k] - seconds[layer, "base"][k] for layer in layers) for k in range(turns)]
     return {
         "layers": {
-            name: {f"{kind}_seconds": statistics.median(seconds[name, kind]) for kind in KINDS} for name in names
+            layer: {f"{kind}_seconds": statistics.median(seconds[layer, kind]) for kind in KINDS} for layer in layers
         },
         "forward_seconds": forward_seconds,
         "share": statistics.median(more) / forward_seconds,

@@ -1,11 +1,12 @@
 """What every benchmark writes: its figures, the versions, the commit and the machine, to outputs/bench/NAME.json."""
 
-import json
 import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+
+from diffusers_jdm.files import write_json
 
 PACKAGES = ("diffusers-jdm", "diffusers", "transformers", "torch", "numpy")
 
@@ -36,9 +37,7 @@ def write_report(name: str, figures: dict) -> Path:
     }
     path = Path(os.environ.get("BENCH_OUTPUT", "outputs/bench"), f"{name}.json")  # bench_check.py sets another
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, report)
     return path
 
 

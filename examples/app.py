@@ -24,8 +24,10 @@ from gradio.themes.utils.fonts import LocalFont
 from PIL import Image
 
 import diffusers_jdm
+from diffusers_jdm.bases.base import base_of_pipeline, joint_pipeline_names
 from diffusers_jdm.data.video import probe, read_frames
-from diffusers_jdm.errors import BadSampleError
+from diffusers_jdm.errors import BadSampleError, one_line
+from diffusers_jdm.roles import has_roles
 from diffusers_jdm.shapes.world import phrase, sample_clip
 
 SHIPPED = Path(__file__).parent / "shapes" / "joint"
@@ -56,26 +58,26 @@ class Settings(NamedTuple):
 def settings_of(pipe) -> Settings:
     call = inspect.signature(pipe.__call__).parameters
     steps, guidance = call["num_inference_steps"].default, float(call["guidance_scale"].default)
-    if "transformer" in pipe.components:  # CogVideoX
-        config, factor = pipe.transformer.config, pipe.vae_scale_factor_spatial
-        height, width, num_frames = config.sample_height * factor, config.sample_width * factor, config.sample_frames
-    else:
-        height = width = pipe.unet.config.sample_size * pipe.vae_scale_factor
-        num_frames = 16 if height > 64 else 5  # the pipeline's default; what the small one was trained on
+    base = base_of_pipeline(type(pipe).__name__)
+    num_frames, height, width = base.default_size(denoiser_of(pipe).config, pipe.vae.config)
     is_small = max(height, width) <= 64
     if is_small:  # examples/shapes/README.md
-        steps, guidance = 25, 3.0
+        num_frames, steps, guidance = base.shapes_frames, 25, 3.0
     scale = max(1, 384 // max(height, width))
     return Settings(height, width, num_frames, steps, guidance, scale, is_small)
+
+
+def denoiser_of(pipe):
+    return pipe.components[base_of_pipeline(type(pipe).__name__).component]
 
 
 def load(checkpoint: str):
     try:
         pipe = DiffusionPipeline.from_pretrained(checkpoint, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"{checkpoint} cannot be loaded: {' '.join(str(error).split())}") from error
-    if not hasattr(pipe, "check_roles"):
-        kind = type(pipe).__name__
+        raise SystemExit(f"{checkpoint} cannot be loaded: {one_line(error)}") from error
+    kind = type(pipe).__name__
+    if kind not in joint_pipeline_names():
         raise SystemExit(f"{checkpoint} is no joint checkpoint, but a {kind}: see `diffusers-jdm convert`.")
     return pipe.to("cuda", torch.bfloat16) if torch.cuda.is_available() else pipe
 
@@ -177,12 +179,12 @@ def told():
 def fill_tab(pipe, about: str, run, given=None, prompt="", button="Generate", is_seeded=True, examples=()):
     """What is given on the left, what comes of it on the right; `given` makes what there is beside the prompt."""
     settings = settings_of(pipe)
-    if given:
-        try:
-            pipe.check_roles("This tab")
-        except ValueError as error:
-            gr.Markdown(str(error))
-            return
+    if given and not has_roles(denoiser_of(pipe)):
+        gr.Markdown(
+            "This tab needs a checkpoint that was trained with roles, and this one was not: train it with "
+            "`--segment_probability` and `--layout_probability`."
+        )
+        return
     gr.Markdown(about)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):

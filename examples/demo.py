@@ -6,9 +6,9 @@ make demo PROMPT="a purple circle moving left and a green square"
 
 import argparse
 import re
+import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 import diffusers_jdm
+from diffusers_jdm.bases.base import base_named
 from diffusers_jdm.shapes.evaluator import find_objects
 
-SHAPES = Path(__file__).parent / "shapes"
+sys.path.append(str(Path(__file__).parent / "shapes"))
+from shipped import SHAPES, SHIPPED
+
 PROMPTS = (
     "A red circle and a blue square",
     "A yellow triangle moving right and a purple cross moving left",
@@ -29,24 +32,10 @@ PROMPTS = (
 SCALE = 4  # of the 48×48 video on the contact sheet and in the files
 
 
-class Model(NamedTuple):
-    name: str
-    checkpoint: Path
-    prompts: tuple[str, ...]
-    call: dict[str, Any]
-
-
-MODELS = (
-    Model("CogVideoX", SHAPES / "joint", PROMPTS, {"num_inference_steps": 50}),
-    # Each frame has latents of its own, so it costs more and was trained on shorter clips.
-    Model("ModelScope", SHAPES / "joint_modelscope", PROMPTS[:3], {"num_inference_steps": 25, "num_frames": 5}),
-)
-
-
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--prompt", action="append", help="instead of the built-in prompts, for both; may be given several times"
+        "--prompt", action="append", help="instead of the built-in prompts, for all models; may be given several times"
     )
     parser.add_argument("--num_inference_steps", type=int, help="by default 50 for CogVideoX, 25 for ModelScope")
     parser.add_argument("--guidance_scale", type=float, default=3.0)
@@ -55,17 +44,21 @@ def parse_args():
     return parser.parse_args()
 
 
-def generate(pipe, prompts, args, call):
+def load(name: str) -> DiffusionPipeline:
+    """The joint checkpoint that is shipped for a base."""
+    return DiffusionPipeline.from_pretrained(SHAPES / SHIPPED[name].joint)
+
+
+def generate(name, pipe, prompts, args):
     """Videos (N, F, H, W, 3) and masks (N, F, H, W), float in [0, 1]."""
-    if args.num_inference_steps:
-        call = call | {"num_inference_steps": args.num_inference_steps}
     out = pipe(
         list(prompts),
+        num_frames=base_named(name).shapes_frames,
+        num_inference_steps=args.num_inference_steps or SHIPPED[name].num_inference_steps,
         guidance_scale=args.guidance_scale,
         generator=[torch.Generator().manual_seed(args.seed + i) for i in range(len(prompts))],
         return_masks=True,
         output_type="np",
-        **call,
     )
     return out.frames, out.masks
 
@@ -75,7 +68,7 @@ def write_files(folder, number, prompt, video, mask):
     print(f'\n"{prompt}"\n  read off the video: {describe(video)}; the mask covers {100 * (mask >= 0.5).mean():.0f} %')
     name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
     for suffix in ("mp4", "gif"):
-        files = diffusers_jdm.export_overlay(video, mask, folder / f"{number}-{name}.{suffix}", scale=SCALE)
+        files = export_overlay(video, mask, folder / f"{number}-{name}.{suffix}", scale=SCALE)
         print(f"  {' '.join(str(file) for file in files.values())}")
 
 
@@ -91,7 +84,7 @@ def contact_sheet(rows) -> Image.Image:
         draw.text((4, row * row_height + 4), f"{title}    (video · mask · overlay, frames {numbers})", fill="black")
         gray = [Image.fromarray((frame * 255).round().astype(np.uint8)).convert("RGB") for frame in mask]
         color = [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in video]
-        strips = (color, gray, diffusers_jdm.overlay(video, mask))
+        strips = (color, gray, overlay(video, mask))
         for column, (strip, frame) in enumerate((strip, frame) for strip in strips for frame in shown):
             picture = strip[frame].resize((size, size), Image.Resampling.NEAREST)
             sheet.paste(picture, (column * (size + 4), row * row_height + 20))
@@ -106,20 +99,17 @@ def describe(video) -> str:
 
 def main(args):
     output_dir, start, rows = Path(args.output_dir), time.time(), []
-    pipes = [DiffusionPipeline.from_pretrained(model.checkpoint) for model in MODELS]
-    for model, pipe in zip(MODELS, pipes):
-        prompts, folder = args.prompt or model.prompts, output_dir / model.name.lower()
-        videos, masks = generate(pipe, prompts, args, model.call)
-        print(f"\n{model.name}, {videos.shape[1]} frames")
+    for name, shipped in SHIPPED.items():
+        prompts = args.prompt or PROMPTS[: shipped.num_prompts]
+        videos, masks = generate(name, load(name), prompts, args)
+        print(f"\n{shipped.title}, {videos.shape[1]} frames")
         for number, (prompt, video, mask) in enumerate(zip(prompts, videos, masks)):
-            write_files(folder, number, prompt, video, mask)
-            rows.append((f"{model.name}: {prompt}", video, mask))
+            write_files(output_dir / name, number, prompt, video, mask)
+            rows.append((f"{shipped.title}: {prompt}", video, mask))
     sheet = output_dir / "contact_sheet.png"
     contact_sheet(rows).save(sheet)
     print(f"\n{len(rows)} videos in {time.time() - start:.0f} s, as mp4 and gif, each with its mask and an overlay:")
-    print(
-        *(f"  {output_dir / model.name.lower()}/" for model in MODELS), f"All of them on one sheet: {sheet}", sep="\n"
-    )
+    print(*(f"  {output_dir / name}/" for name in SHIPPED), f"All of them on one sheet: {sheet}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 import diffusers_jdm
+from diffusers_jdm.errors import one_line
 from diffusers_jdm.shapes.world import phrase, sample_clip
 
 CHECKPOINT = "examples/shapes/joint"
@@ -68,7 +69,7 @@ def main(args):
     try:
         pipe = DiffusionPipeline.from_pretrained(args.checkpoint, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"{args.checkpoint} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise SystemExit(f"{args.checkpoint} cannot be loaded: {one_line(error)}") from error
     call = {
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
@@ -92,7 +93,7 @@ def main(args):
     found = pipe.segment(clip.video, [clip.caption, *names], **small)
 
     each = [(f'"{name}"', strip(mask)) for name, mask in zip(args.objects, joint.object_masks[0])]
-    overlay = [diffusers_jdm.overlay(layout.frames[0], masks)[i] for i in SHOWN]
+    overlay = [overlay(layout.frames[0], masks)[i] for i in SHOWN]
     rows = [
         (
             f'text to video and mask: "{args.prompt}"',

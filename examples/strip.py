@@ -8,11 +8,11 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from demo import MODELS, SCALE, SHAPES, generate
-from diffusers import DiffusionPipeline
+from demo import SCALE, SHAPES, generate, load
 from PIL import Image, ImageDraw, ImageFont
 
 import diffusers_jdm
+from diffusers_jdm.files import whole_file
 
 SIZE, GAP, TEXT = 48 * SCALE, 12, 48  # of a cell, between cells, for the prompt
 PROMPTS = SHAPES / "prompts.txt"
@@ -38,7 +38,7 @@ def strip(prompts, videos, masks) -> list[Image.Image]:
     pictures = [background.copy() for _ in range(videos.shape[1])]
     for column, (video, mask) in enumerate(zip(videos, masks)):
         shown = [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in video]
-        for row, frames in enumerate((shown, diffusers_jdm.overlay(video, mask, (255, 255, 255), 0.8))):
+        for row, frames in enumerate((shown, overlay(video, mask, (255, 255, 255), 0.8))):
             for picture, frame in zip(pictures, frames):
                 large = frame.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
                 picture.paste(large, (column * (SIZE + GAP), TEXT + row * (SIZE + GAP)))
@@ -46,18 +46,16 @@ def strip(prompts, videos, masks) -> list[Image.Image]:
 
 
 def main(args):
-    model, output = MODELS[0], Path(args.output)
-    pipe = DiffusionPipeline.from_pretrained(model.checkpoint)
+    output = Path(args.output)
     prompts = PROMPTS.read_text(encoding="utf-8").split("\n")[:4]
-    pictures = strip(prompts, *generate(pipe, prompts, args, model.call))
+    pictures = strip(prompts, *generate("cogvideox", load("cogvideox"), prompts, args))
     # One palette for all frames, so that nothing flickers; there and back, since the clips do not loop
     palette = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures])).quantize(96)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}")
     loop = [*pictures, *pictures[-2:0:-1]]
-    loop[0].save(partial, format="GIF", save_all=True, append_images=loop[1:], duration=140, loop=0)
-    partial.replace(output)
+    with whole_file(output) as temporary:
+        loop[0].save(temporary, format="GIF", save_all=True, append_images=loop[1:], duration=140, loop=0)
     print(f"Wrote {output}, {output.stat().st_size / 1e3:.0f} kB")
 
 

@@ -83,57 +83,28 @@ def _qwen3vl_processor(text: str) -> Qwen3VLProcessor:
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.eos_token = "<|im_end|>"
-    patches = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
     size = {"shortest_edge": 2 * 16 * 16, "longest_edge": 16 * 32 * 32}  # pixels of a whole video
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size, **patches),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(size=size, **patches),
-        chat_template=CHAT_TEMPLATE,
-    )
+    patches = {"size": size, "patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
+    images, videos = Qwen2VLImageProcessor(**patches), Qwen3VLVideoProcessor(**patches)
+    return Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
 
 
 def _qwen3vl_model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
-    tokenizer = processor.tokenizer
-    tokens = tokenizer.convert_tokens_to_ids
-    model = Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(
-            text_config={
-                "vocab_size": len(tokenizer),
-                "initializer_range": 0.2,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "head_dim": 16,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]},
-            },
-            vision_config={
-                "depth": 2,
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "num_heads": 2,
-                "patch_size": 8,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0],
-            },
-            image_token_id=tokens("<|image_pad|>"),
-            video_token_id=tokens("<|video_pad|>"),
-            vision_start_token_id=tokens("<|vision_start|>"),
-            vision_end_token_id=tokens("<|vision_end|>"),
-        )
-    )
+    tokens = processor.tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}
+    text = {"vocab_size": len(processor.tokenizer), "initializer_range": 0.2, "rope_parameters": rope}
+    text |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 8, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    names = ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>")
+    names += ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>")
+    numbers = {name: tokens(token) for name, token in names}
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **numbers))
     # Qwen's checkpoints sample unless they are told not to.
-    model.generation_config.update(
-        do_sample=True,
-        temperature=0.7,
-        top_k=20,
-        top_p=0.8,
-        eos_token_id=[tokens("<|im_end|>"), tokens("<|endoftext|>")],
-        pad_token_id=tokens("<|endoftext|>"),
-    )
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.8)
+    ends = [tokens("<|im_end|>"), tokens("<|endoftext|>")]
+    model.generation_config.update(eos_token_id=ends, pad_token_id=tokens("<|endoftext|>"))
     return model
 
 
@@ -148,32 +119,22 @@ def _questions_and_answers(processor: Qwen3VLProcessor, answers: dict[str, str])
             question = [{"type": "video", "video": video}, {"type": "text", "text": prompt}]
             answer = [{"type": "text", "text": answer}]
             conversations.append([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
-            shown = {"fps": 8, "frames_indices": list(range(frames)), "total_num_frames": frames}
-            metadata.append(shown)
-        batch = processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={
-                "video_metadata": metadata,
-                "do_sample_frames": False,
-                "padding": True,
-                "return_tensors": "pt",
-            },
-        )
+            metadata.append({"fps": 8, "frames_indices": list(range(frames)), "total_num_frames": frames})
+        options = {"video_metadata": metadata, "do_sample_frames": False, "padding": True, "return_tensors": "pt"}
+        batch = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, processor_kwargs=options)
         starts = batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
         answered = (starts.cumsum(dim=1) == 2) & batch["attention_mask"].bool()
         yield {**batch, "labels": batch["input_ids"].masked_fill(~answered, -100)}
 
 
-def save_tiny_qwen3vl(folder: str | os.PathLike, caption: str = CAPTION, objects: str = OBJECTS) -> None:
-    """A `Qwen3VLForConditionalGeneration` that answers `CAPTION_PROMPT` with `caption`, `OBJECTS_PROMPT` with `objects`."""
+def save_tiny_qwen3vl(folder: str | os.PathLike) -> None:
+    """A `Qwen3VLForConditionalGeneration` that answers `CAPTION_PROMPT` with `CAPTION`, `OBJECTS_PROMPT` with `OBJECTS`."""
     torch.manual_seed(0)
-    words = f"{CAPTION_PROMPT}\n{OBJECTS_PROMPT}\nuser\nassistant\n seconds {caption}\n{objects}"
+    words = f"{CAPTION_PROMPT}\n{OBJECTS_PROMPT}\nuser\nassistant\n seconds {CAPTION}\n{OBJECTS}"
     processor = _qwen3vl_processor(words)
     model = _qwen3vl_model(processor)
     processor.video_processor.cap_pixels_per_frame = True
-    _learn(model, _questions_and_answers(processor, {CAPTION_PROMPT: caption, OBJECTS_PROMPT: objects}), steps=100)
+    _learn(model, _questions_and_answers(processor, {CAPTION_PROMPT: CAPTION, OBJECTS_PROMPT: OBJECTS}), steps=100)
     model.save_pretrained(folder)
     processor.video_processor.cap_pixels_per_frame = None  # as in Qwen's checkpoints
     processor.save_pretrained(folder)
@@ -195,30 +156,21 @@ def _blip2_processor() -> Blip2Processor:
 
 def _blip2_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
     tokenizer = processor.tokenizer
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = Blip2ForConditionalGeneration(
-        Blip2Config(
-            vision_config={**vision, "image_size": 32, "patch_size": 8, "initializer_range": 0.2},
-            qformer_config={**vision, "vocab_size": 8, "max_position_embeddings": 8, "initializer_range": 0.2},
-            text_config={
-                "model_type": "opt",
-                "init_std": 0.2,
-                "vocab_size": len(tokenizer),
-                "hidden_size": 32,
-                "ffn_dim": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "max_position_embeddings": 128,
-                "word_embed_proj_dim": 32,
-                "bos_token_id": tokenizer.bos_token_id,
-                # As in Salesforce's checkpoints: a caption ends with its line.
-                "eos_token_id": tokenizer.convert_tokens_to_ids("Ċ"),
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            num_query_tokens=4,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        )
+    layers = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = layers | {"intermediate_size": 64, "image_size": 32, "patch_size": 8, "initializer_range": 0.2}
+    qformer = layers | {"intermediate_size": 64, "vocab_size": 8, "max_position_embeddings": 8}
+    text = layers | {"model_type": "opt", "init_std": 0.2, "num_hidden_layers": 2, "ffn_dim": 64}
+    text |= {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "word_embed_proj_dim": 32}
+    # As in Salesforce's checkpoints, a caption ends with its line.
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.convert_tokens_to_ids("Ċ")}
+    config = Blip2Config(
+        vision_config=vision,
+        qformer_config=qformer | {"initializer_range": 0.2},
+        text_config=text | {"pad_token_id": tokenizer.pad_token_id},
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
+    model = Blip2ForConditionalGeneration(config)
     torch.nn.init.normal_(model.query_tokens)
     return model
 
@@ -254,20 +206,27 @@ def save_tiny_blip2(folder: str | os.PathLike) -> None:
 # CLIP
 
 
+def clip_tokenizer(text: str) -> CLIPTokenizer:
+    """Each word of the text is a token; other words are read letter by letter."""
+    vocabulary, merges = _byte_pairs(text, ending="</w>")
+    for token in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[token] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def special_tokens(tokenizer) -> dict[str, int]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
 def save_tiny_clip(folder: str | os.PathLike) -> None:
     """A `CLIPModel` with random weights; embeddings of length 16."""
     torch.manual_seed(0)
-    vocabulary, merges = _byte_pairs("camel fence rock red green blue white thing on black background", ending="</w>")
-    for token in ("<|startoftext|>", "<|endoftext|>"):
-        vocabulary[token] = len(vocabulary)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    tokenizer = clip_tokenizer("camel fence rock red green blue white thing on black background")
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = CLIPConfig(
-        text_config={**tower, "vocab_size": len(tokenizer), "initializer_factor": 10.0, **tokens},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
+    text = {"vocab_size": len(tokenizer), "initializer_factor": 10.0, **special_tokens(tokenizer)}
+    vision = {"image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=16)).save_pretrained(
+        folder
     )
-    CLIPModel(config).save_pretrained(folder)
     image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)

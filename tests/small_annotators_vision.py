@@ -9,7 +9,7 @@ import string
 from pathlib import Path
 
 import torch
-from small_models import clip_tokenizer
+from small_annotators_text import clip_tokenizer, special_tokens
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -60,33 +60,23 @@ def _letters_tokenizer(folder: Path) -> BertTokenizer:
     return BertTokenizer(str(path))
 
 
-def save_tiny_grounding_dino(folder: Path, seed: int = 0) -> None:
+def save_tiny_grounding_dino(folder: Path) -> None:
     """Ten boxes a picture and noun."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
+    swin = {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4]}
+    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = {"encoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 32}
+    decoder = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 32}
     config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            image_size=64,
-            patch_size=4,
-            embed_dim=8,
-            depths=[1, 1, 1],
-            num_heads=[1, 2, 4],
-            window_size=4,
-            out_features=["stage2", "stage3"],
-        ),
-        text_config=BertConfig(
-            vocab_size=1030, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-        ),
+        backbone_config=SwinConfig(window_size=4, out_features=["stage2", "stage3"], **swin),
+        text_config=BertConfig(vocab_size=1030, **bert),
         d_model=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
         num_queries=10,
         num_feature_levels=3,
         max_text_len=32,
         init_std=0.2,  # with small weights, all scores are alike
+        **encoder,
+        **decoder,
     )
     model = GroundingDinoForObjectDetection(config).eval()
     for parameter in model.parameters():
@@ -97,113 +87,25 @@ def save_tiny_grounding_dino(folder: Path, seed: int = 0) -> None:
     GroundingDinoProcessor(image_processor, _letters_tokenizer(Path(folder))).save_pretrained(folder)
 
 
-def save_tiny_owlv2(folder: Path, seed: int = 0) -> None:
+def save_tiny_owlv2(folder: Path) -> None:
     """Nine boxes a picture and noun."""
-    torch.manual_seed(seed)
-    tokenizer = clip_tokenizer()
-    config = Owlv2Config(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": tokenizer.model_max_length,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 48,
-            "patch_size": 16,
-        },
-        projection_dim=16,
-    )
+    torch.manual_seed(10)  # whose boxes lie in the picture
+    tokenizer = clip_tokenizer("")
+    tokenizer.model_max_length = 16
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, **special_tokens(tokenizer)}
+    vision = {"image_size": 48, "patch_size": 16}
+    config = Owlv2Config(text_config=tower | text, vision_config=tower | vision, projection_dim=16)
     Owlv2ForObjectDetection(config).eval().save_pretrained(folder)
     Owlv2Processor(Owlv2ImageProcessor(size={"height": 48, "width": 48}), tokenizer).save_pretrained(folder)
 
 
-_MASK_DECODER = {
-    "hidden_size": SAM_DIM,
-    "mlp_dim": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "iou_head_hidden_dim": 16,
-    "iou_head_depth": 2,
-}
-_MEMORY = {
-    "image_size": SAM_SIZE,
-    "memory_attention_hidden_size": SAM_DIM,
-    "memory_attention_num_layers": 1,
-    "memory_attention_feed_forward_hidden_size": 32,
-    "memory_encoder_hidden_size": SAM_DIM,
-    "memory_encoder_output_channels": 64,
-    "mask_downsampler_embed_dim": SAM_DIM,
-    "memory_fuser_num_layers": 1,
-    "memory_fuser_embed_dim": SAM_DIM,
-    "memory_fuser_intermediate_dim": 32,
-    "initializer_range": 0.2,  # with small weights, all masks are alike
-}
-
-
-def _see_objects_always(mask_decoder: torch.nn.Module) -> None:
-    """Else the random model says of nearly all objects that they are hidden, and leaves their masks empty."""
-    torch.nn.init.constant_(mask_decoder.pred_obj_score_head.proj_out.bias, 20.0)
-
-
-def save_tiny_sam2(folder: Path, seed: int = 0) -> None:
-    torch.manual_seed(seed)
-    config = Sam2VideoConfig(
-        vision_config=Sam2VisionConfig(
-            backbone_config=Sam2HieraDetConfig(
-                hidden_size=8,
-                image_size=[SAM_SIZE, SAM_SIZE],
-                blocks_per_stage=[1, 1, 2, 1],
-                embed_dim_per_stage=[8, 16, 32, 64],
-                num_attention_heads_per_stage=[1, 1, 1, 1],
-                window_size_per_stage=[4, 4, 4, 2],
-                global_attention_blocks=[3],
-            ),
-            backbone_channel_list=[64, 32, 16, 8],
-            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-            fpn_hidden_size=SAM_DIM,
-        ),
-        prompt_encoder_config={
-            "hidden_size": SAM_DIM,
-            "image_size": SAM_SIZE,
-            "patch_size": 16,
-            "mask_input_channels": 4,
-        },
-        mask_decoder_config=_MASK_DECODER,
-        memory_attention_rope_feat_sizes=[4, 4],
-        **_MEMORY,
-    )
-    model = Sam2VideoModel(config).eval()
-    _see_objects_always(model.mask_decoder)
-    model.save_pretrained(folder)
-    size = {"height": SAM_SIZE, "width": SAM_SIZE}
-    image_processor = Sam2ImageProcessor(size=size, mask_size={"height": 16, "width": 16})
-    Sam2VideoProcessor(image_processor, Sam2VideoVideoProcessor(size=size)).save_pretrained(folder)
-
-
-def save_tiny_depth_anything(folder: Path, seed: int = 0, depth_estimation_type: str = "relative") -> None:
-    torch.manual_seed(seed)
+def save_tiny_depth_anything(folder: Path, depth_estimation_type: str = "relative") -> None:
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    images = {"image_size": 28, "patch_size": 14, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
     config = DepthAnythingConfig(
-        backbone_config=Dinov2Config(
-            hidden_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=28,
-            patch_size=14,
-            out_indices=[1, 2, 3, 4],
-            apply_layernorm=True,
-            reshape_hidden_states=False,
-        ),
+        backbone_config=Dinov2Config(apply_layernorm=True, **layers, **images),
         reassemble_hidden_size=16,
         neck_hidden_sizes=[8, 8, 8, 8],
         fusion_hidden_size=8,
@@ -217,68 +119,76 @@ def save_tiny_depth_anything(folder: Path, seed: int = 0, depth_estimation_type:
     DPTImageProcessor(size=size, ensure_multiple_of=14, keep_aspect_ratio=True).save_pretrained(folder)
 
 
-def save_tiny_sam3(folder: Path, seed: int = 0) -> None:
-    """Four objects a clip at most; the thresholds, which belong to the model's config, are very low."""
-    torch.manual_seed(seed)
-    tokenizer = clip_tokenizer()
-    vision = {
-        "backbone_config": Sam3ViTConfig(
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=SAM_SIZE,
-            patch_size=16,
-            window_size=2,
-            global_attn_indexes=[0],
-            pretrain_image_size=32,
-        ),
-        "fpn_hidden_size": SAM_DIM,
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
-    }
-    layers = {
-        "hidden_size": SAM_DIM,
-        "num_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "dropout": 0.0,
-    }
-    detector = Sam3Config(
+# What SAM 2 and the tracker of SAM 3 share
+_DECODER = {"hidden_size": SAM_DIM, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_PROMPTS = {"hidden_size": SAM_DIM, "image_size": SAM_SIZE, "patch_size": 16, "mask_input_channels": 4}
+_TRACKER = {
+    "image_size": SAM_SIZE,
+    "prompt_encoder_config": _PROMPTS,
+    "mask_decoder_config": _DECODER | {"iou_head_hidden_dim": 16, "iou_head_depth": 2},
+    "memory_attention_hidden_size": SAM_DIM,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_attention_rope_feat_sizes": [4, 4],
+    "memory_encoder_hidden_size": SAM_DIM,
+    "memory_encoder_output_channels": 64,
+    "mask_downsampler_embed_dim": SAM_DIM,
+    "memory_fuser_num_layers": 1,
+    "memory_fuser_embed_dim": SAM_DIM,
+    "memory_fuser_intermediate_dim": 32,
+    "initializer_range": 0.2,  # with small weights, all masks are alike
+}
+_PYRAMID = {"fpn_hidden_size": SAM_DIM, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+_SQUARE = {"height": SAM_SIZE, "width": SAM_SIZE}
+_MASK_SIZE = {"height": 16, "width": 16}
+
+
+def _see_objects_always(mask_decoder: torch.nn.Module) -> None:
+    """Else the random model says of nearly all objects that they are hidden, and leaves their masks empty."""
+    torch.nn.init.constant_(mask_decoder.pred_obj_score_head.proj_out.bias, 20.0)
+
+
+def save_tiny_sam2(folder: Path) -> None:
+    torch.manual_seed(0)
+    stages = {"blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64]}
+    stages |= {"num_attention_heads_per_stage": [1, 1, 1, 1], "window_size_per_stage": [4, 4, 4, 2]}
+    hiera = Sam2HieraDetConfig(hidden_size=8, image_size=[SAM_SIZE] * 2, global_attention_blocks=[3], **stages)
+    vision = Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=[64, 32, 16, 8], **_PYRAMID)
+    model = Sam2VideoModel(Sam2VideoConfig(vision_config=vision, **_TRACKER)).eval()
+    _see_objects_always(model.mask_decoder)
+    model.save_pretrained(folder)
+    image_processor = Sam2ImageProcessor(size=_SQUARE, mask_size=_MASK_SIZE)
+    Sam2VideoProcessor(image_processor, Sam2VideoVideoProcessor(size=_SQUARE)).save_pretrained(folder)
+
+
+def _sam3_detector(vision: dict, tokenizer) -> Sam3Config:
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": len(tokenizer), "projection_dim": 16, "max_position_embeddings": 32}
+    layers = {"hidden_size": SAM_DIM, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    layers["dropout"] = 0.0
+    return Sam3Config(
         vision_config=vision,
-        text_config=CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            projection_dim=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ).to_dict(),
+        text_config=CLIPTextConfig(**text, **special_tokens(tokenizer)).to_dict(),
         geometry_encoder_config=layers,
         detr_encoder_config=layers,
         detr_decoder_config={**layers, "num_queries": 6},
         mask_decoder_config={"hidden_size": SAM_DIM, "num_attention_heads": 2},
         initializer_range=0.2,
     )
-    tracker = {
-        "model_type": "sam3_tracker_video",
-        "vision_config": {"model_type": "sam3_vision_model", **vision},
-        "prompt_encoder_config": {
-            "hidden_size": SAM_DIM,
-            "image_size": SAM_SIZE,
-            "patch_size": 16,
-            "mask_input_channels": 4,
-        },
-        "mask_decoder_config": _MASK_DECODER,
-        "memory_attention_rope_feat_sizes": [4, 4],
-        **_MEMORY,
-    }
+
+
+def save_tiny_sam3(folder: Path) -> None:
+    """Four objects a clip at most; the thresholds, which belong to the model's config, are very low."""
+    torch.manual_seed(7)  # whose objects are several of a noun, and some appear late
+    tokenizer = clip_tokenizer("")
+    tokenizer.model_max_length = 32
+    layers = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    windows = {"patch_size": 16, "window_size": 2, "global_attn_indexes": [0], "pretrain_image_size": 32}
+    vision = {"backbone_config": Sam3ViTConfig(image_size=SAM_SIZE, **layers, **windows), **_PYRAMID}
+    tracker = {"model_type": "sam3_tracker_video", **_TRACKER}
     config = Sam3VideoConfig(
-        detector_config=detector,
-        tracker_config=tracker,
+        detector_config=_sam3_detector(vision, tokenizer),
+        tracker_config=tracker | {"vision_config": {"model_type": "sam3_vision_model", **vision}},
         low_res_mask_size=16,
         score_threshold_detection=0.01,
         new_det_thresh=0.01,
@@ -290,6 +200,5 @@ def save_tiny_sam3(folder: Path, seed: int = 0) -> None:
     model = Sam3VideoModel(config).eval()
     _see_objects_always(model.tracker_model.mask_decoder)
     model.save_pretrained(folder)
-    size = {"height": SAM_SIZE, "width": SAM_SIZE}
-    image_processor = Sam3ImageProcessor(size=size, mask_size={"height": 16, "width": 16})
-    Sam3VideoProcessor(image_processor, Sam2VideoVideoProcessor(size=size), tokenizer).save_pretrained(folder)
+    image_processor = Sam3ImageProcessor(size=_SQUARE, mask_size=_MASK_SIZE)
+    Sam3VideoProcessor(image_processor, Sam2VideoVideoProcessor(size=_SQUARE), tokenizer).save_pretrained(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 REASON = "no Chromium here: apt-get install chromium"
+FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-debugging-pipe"
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "Enter": 13, " ": 32}
 
 
@@ -20,20 +21,10 @@ class Browser:
 
     def __init__(self, folder: Path, size: tuple[int, int] = (1200, 900)):
         (to_read, self._write), (self._read, to_write) = os.pipe(), os.pipe()  # the browser's 3 and 4
-        command = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        flags += [
-            "--remote-debugging-pipe",
-            f"--user-data-dir={folder / 'profile'}",
-            f"--window-size={size[0]},{size[1]}",
-        ]
-        self.process = subprocess.Popen(
-            ["bash", "-c", command, "chromium", CHROMIUM, *flags],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "HOME": str(folder)},
-        )
+        command = ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "chromium", CHROMIUM, *FLAGS.split()]
+        command += [f"--user-data-dir={folder}/profile", f"--window-size={size[0]},{size[1]}"]
+        pipes = {"pass_fds": (to_read, to_write), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env={**os.environ, "HOME": str(folder)}, **pipes)
         os.close(to_read), os.close(to_write)
         self._buffer, self._number, self._session, self.events = b"", 0, None, []
         self.downloads = folder / "downloads"
@@ -49,26 +40,20 @@ class Browser:
 
     def __exit__(self, *_):
         self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
         os.close(self._write), os.close(self._read)
+        self.process.wait(20)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer of the browser. What it tells meanwhile goes to `events`; its dialogs are answered with yes."""
         number = self._send(method, parameters)
-        while True:
-            message = self._receive()
-            if message.get("id") == number:
-                assert "error" not in message, message
-                return message["result"]
+        while (message := self._receive()).get("id") != number:
             if "method" not in message:  # the answer to a dialog's
                 continue
             self.events.append(message)
             if message["method"] == "Page.javascriptDialogOpening":
                 self._send("Page.handleJavaScriptDialog", {"accept": True})
+        assert "error" not in message, message
+        return message["result"]
 
     def _send(self, method: str, parameters: dict[str, Any]) -> int:
         self._number += 1
@@ -77,9 +62,9 @@ class Browser:
         os.write(self._write, json.dumps(message).encode() + b"\0")
         return self._number
 
-    def _receive(self, timeout: float = 20) -> dict[str, Any]:
+    def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], timeout)
+            ready, _, _ = select.select([self._read], [], [], 20)
             part = os.read(self._read, 1 << 20) if ready else b""
             assert part, "the browser does not answer"
             self._buffer += part
@@ -111,13 +96,11 @@ class Browser:
         """A real click at the middle of the element, which is scrolled into view, as soon as it stays where it is."""
         place = f"""(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: "nearest"}});
             const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
-        before, (x, y) = None, self.run(place)
-        end = time.monotonic() + 2
-        while (x, y) != before and time.monotonic() < end:
+        before, now, end = None, self.run(place), time.monotonic() + 2
+        while now != before and time.monotonic() < end:
             time.sleep(0.05)
-            before, (x, y) = (x, y), self.run(place)
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            before, now = now, self.run(place)
+        self.drag([now])
 
     def drag(self, points: list[tuple[float, float]]) -> None:
         """A real drag with the left button through points of the window, from the first to the last."""
@@ -133,34 +116,28 @@ class Browser:
 
     def press(self, key: str, repeat: bool = False) -> None:
         """A real key press; `repeat`: as when it is held down."""
-        code = KEYS.get(key, ord(key[0].upper()))
         written = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
-        common = {"key": key, "windowsVirtualKeyCode": code}
+        common = {"key": key, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0].upper()))}
         self.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=repeat, **common, **written)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def write(self, text: str) -> None:
         self.call("Input.insertText", text=text)
 
-    def downloaded(self, seconds: float = 10) -> Path:
+    def downloaded(self) -> Path:
         """The only file that was downloaded, when it is whole."""
-        end = time.monotonic() + seconds
-        while True:
-            files = list(self.downloads.glob("*")) if self.downloads.is_dir() else []
-            if files and not any(file.suffix == ".crdownload" for file in files):
-                assert len(files) == 1, files
-                return files[0]
-            assert time.monotonic() < end, "nothing was downloaded"
+        for _ in range(500):  # ten seconds
+            if [file for file in self.downloads.glob("*") if file.suffix != ".crdownload"]:
+                break
             time.sleep(0.02)
+        (file,) = self.downloads.glob("*")
+        return file
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def complaints(self) -> list[Any]:
         """Errors of scripts, and what the console was told of errors."""
-        return [
-            event["params"]
-            for event in self.events
-            if event["method"] == "Runtime.exceptionThrown"
-            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error")
-        ]
+        told = [event["params"] for event in self.events if event["method"] == "Log.entryAdded"]
+        thrown = [event["params"] for event in self.events if event["method"] == "Runtime.exceptionThrown"]
+        return thrown + [one for one in told if one["entry"]["level"] == "error"]

@@ -10,16 +10,15 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from accelerate.commands.launch import launch_command_parser
-from transformers import HfArgumentParser
 
 import diffusers_jdm
+from diffusers_jdm.training import config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "train_scripts/README.md"]
@@ -42,8 +41,8 @@ class Code(NamedTuple):
 
 def code_of(page: Path) -> list[Code]:
     text = page.read_text(encoding="utf-8")
-    prose = without_blocks(text)
     blocks = [Code(line_of(text, m.start()) + 1, m[1], textwrap.dedent(m[2])) for m in BLOCK.finditer(text)]
+    prose = prose_of(page)
     return blocks + [Code(line_of(prose, m.start()), "", m[1].replace("\n", " ")) for m in INLINE.finditer(prose)]
 
 
@@ -51,9 +50,9 @@ def line_of(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def without_blocks(text: str) -> str:
-    """As many lines as before, so that they keep their numbers."""
-    return BLOCK.sub(lambda found: "\n" * found[0].count("\n"), text)
+def prose_of(page: Path) -> str:
+    """Without blocks, but with as many lines as before, so that they keep their numbers."""
+    return BLOCK.sub(lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"))
 
 
 # Commands
@@ -72,8 +71,7 @@ def commands_of(page: Path) -> Iterator[tuple[int, str, bool]]:
 def check_command(command: str, whole: bool) -> None:
     """Raises ValueError if the program would not take it. Placeholders such as ORG/NAME are as good as any value."""
     words = shlex.split(re.sub(r"\[(--.*?)\]", r"\1", command), comments=True)
-    words = [word for word in words if word not in ("...", "…")]
-    match words:
+    match [word for word in words if word not in ("...", "…")]:
         case ["make", *targets]:
             known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             if unknown := {target for target in targets if "=" not in target} - {*known}:
@@ -102,31 +100,38 @@ def parse(script: Path, arguments: list[str], whole: bool) -> None:
         if arguments:
             raise ValueError(f"{script.name} takes no arguments")
         return
+    check_flags = config.parse_flags  # looks at flags that must go together, after parsing
 
     def parse_args(parser, *_):
         values = parsed_by(parser, arguments, whole)
-        if whole and isinstance(parser, HfArgumentParser):  # flags that must go together are looked at after that
-            (config,) = parser.dataclass_types
-            config(**{field.name: getattr(values, field.name) for field in fields(config)})
+        if whole and sys._getframe(1).f_code is check_flags.__code__:
+            return values
         raise Parsed
 
-    argv, path = [str(script), *arguments], [str(script.parent), *sys.path]
+    def parse_flags(*given):
+        check_flags(*given)
+        raise Parsed
+
     with (
-        mock.patch.object(sys, "argv", argv),
-        mock.patch.object(sys, "path", path),
+        mock.patch.object(sys, "argv", [str(script), *arguments]),
+        mock.patch.object(sys, "path", [str(script.parent), *sys.path]),
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
+        mock.patch.object(argparse.ArgumentParser, "error", refuse),
+        mock.patch.object(config, "parse_flags", parse_flags),
         suppress(Parsed),
     ):
         runpy.run_path(str(script), run_name="__main__")
 
 
+def refuse(_: argparse.ArgumentParser, message: str) -> None:
+    raise ValueError(message)
+
+
 def parsed_by(parser: argparse.ArgumentParser, arguments: list[str], whole: bool) -> argparse.Namespace:
     def error(_, message):
-        raise ValueError(message)
+        if whole or "required: " not in message:
+            raise ValueError(message)
 
-    for each in [] if whole else with_its_verbs(parser):
-        for action in each._actions:
-            action.required = False
     with mock.patch.object(argparse.ArgumentParser, "error", error):
         values, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -134,19 +139,11 @@ def parsed_by(parser: argparse.ArgumentParser, arguments: list[str], whole: bool
     return values
 
 
-def with_its_verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for verb in action.choices.values():
-                yield from with_its_verbs(verb)
-
-
 # Links
 
 
 def links_of(page: Path) -> list[tuple[int, str]]:
-    text = without_blocks(page.read_text(encoding="utf-8"))
+    text = prose_of(page)
     return [(line_of(text, found.start()), found[1]) for found in re.finditer(r"\]\((?!\w+:)([^)\s]+)\)", text)]
 
 
@@ -156,7 +153,7 @@ def check_link(page: Path, link: str) -> None:
     if not target.exists():
         raise ValueError("there is no such file")
     if anchor:
-        headings = re.findall(r"^#+ (.*)$", without_blocks(target.read_text(encoding="utf-8")), re.MULTILINE)
+        headings = re.findall(r"^#+ (.*)$", prose_of(target), re.MULTILINE)
         if anchor not in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]:
             raise ValueError("there is no such heading")
 
@@ -172,12 +169,12 @@ def check_python(code: str, names: dict[str, object]) -> None:
     pipe = object.__new__(diffusers_jdm.CogVideoXJDMPipeline)  # its methods alone are looked at
     pipe.__dict__["transformer"] = object.__new__(diffusers_jdm.JDMTransformer3DModel)
     names |= {"diffusers_jdm": diffusers_jdm, "pipe": pipe}
-    tree = ast.parse(code)
-    for node in ast.walk(tree):
+    nodes = [*ast.walk(ast.parse(code))]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "diffusers_jdm":
             module = import_module(node.module)
             names.update({alias.asname or alias.name: getattr(module, alias.name) for alias in node.names})
-    for node in ast.walk(tree):
+    for node in nodes:
         thing_of(node, names)
         if isinstance(node, ast.Call) and (function := thing_of(node.func, names)) is not None:
             inspect.signature(function).bind(*[None] * len(node.args), **{word.arg: None for word in node.keywords})
@@ -185,9 +182,8 @@ def check_python(code: str, names: dict[str, object]) -> None:
 
 def thing_of(node: ast.AST, names: dict[str, object]) -> object | None:
     """What an expression such as `diffusers_jdm.inflate` or `pipe.segment` means; None if that is not of ours."""
-    dotted = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
-    first, *rest = dotted.split(".")
-    thing = names.get(first) if re.fullmatch(r"[\w.]+", dotted) else None
+    first, *rest = ast.unparse(node).split(".") if isinstance(node, ast.Attribute | ast.Name) else [""]
+    thing = names.get(first)
     for name in rest if thing is not None else ():
         thing = getattr(thing, name)
     return thing

@@ -52,15 +52,8 @@ def write_objects(folder, name, objects, kind):
     for thing, masks in objects.items():
         if kind == "png":
             write_pngs(folder / name / thing, masks)
-        elif kind == "npy":
-            write_array(folder / name / f"{thing}.npy", masks)
         else:
-            write_mp4(folder / name / f"{thing}.mp4", masks)
-
-
-def disc(x, y, radius, height=90, width=120):
-    rows, columns = np.mgrid[:height, :width]
-    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+            write_array(folder / name / f"{thing}.npy", masks)
 
 
 def rectangle(left, top, width, height, size=(200, 300)):

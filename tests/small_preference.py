@@ -10,7 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from diffusers_jdm.evaluation.preference.study import FORMAT, Pair, page_id
+from diffusers_jdm.evaluation.preference.pairs import Pair, page_id
+from diffusers_jdm.evaluation.preference.votes import FORMAT
 
 FILES = [f"{category}/{number:04d}.mp4" for category in ("colour", "motion") for number in range(3)]
 PROMPTS = [
@@ -52,9 +53,9 @@ def vote_file(
     votes = []
     for pair, a_is_left in drawn:
         vote = {"pair": pair.ids(seed)[0 if a_is_left else 1], "time": f"2026-01-01T10:{minute:02d}:00.000Z"}
+        sides = {"a": "left", "b": "right"} if a_is_left else {"a": "right", "b": "left"}
         for question in ("alignment", "quality"):
             chosen = choose(pair, question)
-            sides = {"a": "left", "b": "right"} if a_is_left else {"a": "right", "b": "left"}
             vote[question] = sides.get(chosen, chosen)
         votes.append(vote)
     content = {"format": FORMAT, "version": 1, "page": page_id([vote["pair"] for vote in votes]), "votes": votes}
@@ -62,11 +63,11 @@ def vote_file(
     return path
 
 
-def write_h264(path: Path, frames: np.ndarray, pix_fmt="yuv420p", codec="libx264", fps=FPS) -> None:
+def write_h264(path: Path, frames: np.ndarray, pix_fmt="yuv420p", codec="libx264") -> None:
     """As diffusers writes videos, but with all that a file can tell of where it comes from."""
     with av.open(str(path), "w") as container:
         container.metadata.update(title=str(path), comment=path.parts[-3])
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=FPS)
         stream.metadata["handler_name"] = f"made by {path.parts[-3]}"
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         for pixels in frames:
@@ -82,7 +83,6 @@ def frames_of(number: int, grey: int, height=HEIGHT, width=WIDTH, count=FRAMES) 
 
 def write_video_folders(root: Path) -> list[Path]:
     """Two folders with videos that can be seen, and told apart by their grey."""
-    found = []
     for name in NAMES:
         (root / name / "videos").mkdir(parents=True)
         lines = []
@@ -90,15 +90,14 @@ def write_video_folders(root: Path) -> list[Path]:
             write_h264(root / name / f"videos/{number}.mp4", frames_of(number, GREY[name]))
             lines.append(json.dumps({"video": f"videos/{number}.mp4", "prompt": prompt, "seed": 0}))
         (root / name / "manifest.jsonl").write_text("\n".join(lines))
-        found.append(root / name)
-    return found
+    return [root / name for name in NAMES]
 
 
 def videos_of(page: str) -> list[tuple[bytes, bytes]]:
+    """The left and the right video of each pair."""
     found = dict(re.findall(r'<script type="text/plain" id="(\w+-\d+)">([^<]*)</script>', page))
-    return [
-        tuple(base64.b64decode(found[f"{side}-{k}"]) for side in ("left", "right")) for k in range(len(found) // 2)
-    ]
+    videos = {name: base64.b64decode(text) for name, text in found.items()}
+    return [(videos[f"left-{number}"], videos[f"right-{number}"]) for number in range(len(videos) // 2)]
 
 
 def decoded(video: bytes) -> tuple[str, str, np.ndarray]:

@@ -1,36 +1,18 @@
 """What ends a run is one line; what is a mistake in the code keeps its traceback."""
 
-from pathlib import Path
+import errno
 
 import pytest
-import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from diffusers_jdm.errors import BadSampleError, TrainingError, exit_clearly
-from diffusers_jdm.training.metrics import Log
+from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error, exit_clearly, one_line, with_cause
 
 
-def said(function, *args) -> str:
-    with pytest.raises(SystemExit) as exit:
-        exit_clearly(function)(*args)
-    assert "\n" not in exit.value.code
-    return exit.value.code
+def fail(error, cause=None):
+    raise error from cause
 
 
-def test_a_full_disk(tmp_path):
-    log = Log(tmp_path / "log.jsonl", 0)
-    log.path = Path("/dev/full")
-    assert said(log.write, 1, {"loss": 0.5}).startswith(
-        "error: a file cannot be read or written: [Errno 28] No space left"
-    )
-
-
-def test_a_folder_in_a_file_s_place(tmp_path):
-    (tmp_path / "log.jsonl").mkdir()
-    assert str(tmp_path / "log.jsonl") in said((tmp_path / "log.jsonl").write_text, "")
-
-
-class Unreadable(torch.utils.data.Dataset):
+class Unreadable(Dataset):
     def __len__(self):
         return 1
 
@@ -38,17 +20,37 @@ class Unreadable(torch.utils.data.Dataset):
         raise BadSampleError("none of the 8 clips can be read; the first: it is damaged")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_worker_raises_comes_without_its_traceback(workers):
-    loader = DataLoader(Unreadable(), num_workers=workers)
-    assert said(list, loader) == "error: none of the 8 clips can be read; the first: it is damaged"
+@pytest.mark.parametrize(
+    "function, argument, said",
+    [
+        (fail, TrainingError("no."), "error: no."),
+        (
+            fail,
+            OSError(errno.ENOSPC, "No space left", "log.jsonl"),
+            r"error: a file cannot .*: \[Errno 28\] No space left",
+        ),
+        (fail, IsADirectoryError(errno.EISDIR, "It is a folder", "log.jsonl"), "error: .*'log.jsonl'"),
+        (list, DataLoader(Unreadable()), "error: none of the 8 clips can be read; the first: it is damaged$"),
+        # of a worker: its traceback is in the message
+        (list, DataLoader(Unreadable(), num_workers=1), "error: none of the 8 clips can be read; the first: it is"),
+    ],
+)
+def test_what_is_not_the_codes_fault_is_one_line(function, argument, said):
+    with pytest.raises(SystemExit, match=f"^{said}") as exit:
+        exit_clearly(function)(argument)
+    assert "\n" not in exit.value.code
 
 
-def test_a_mistake_keeps_its_traceback(tmp_path):
-    def fail(error):
-        raise error
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "x"), KeyError("x"), OSError("of a library")])
+def test_a_mistake_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        exit_clearly(fail)(error)
 
-    for error in (FileNotFoundError(2, "No such file", "x"), KeyError("x"), OSError("of a library")):
-        with pytest.raises(type(error)):
-            exit_clearly(fail)(error)
-    assert said(fail, TrainingError("no.")) == "error: no."
+
+def test_an_error_and_its_causes_in_one_line():
+    assert one_line(ValueError("a\n  b" + 400 * "x")) == "a b" + 297 * "x" and one_line(KeyError()) == "KeyError"
+    with pytest.raises(OSError) as caught:
+        fail(OSError("not sent"), ConnectionError("cut\noff"))
+    assert with_cause(caught.value) == "not sent: cut off"
+    with pytest.raises(TrainingError, match=r"^too\nlarge$"):
+        as_training_error(fail, ValueError("too\nlarge"))

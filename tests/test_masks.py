@@ -7,40 +7,32 @@ from pycocotools import mask as coco
 from diffusers_jdm.masks import mask_to_rgb, rle_decode, rle_encode, union_mask
 
 
-def random_masks(seed, shape=(4, 20, 33)):
+def random_masks(seed=0, shape=(4, 20, 33)):
     """Blobs of all sizes, an empty and a full one."""
     rng = np.random.default_rng(seed)
     masks = rng.random(shape) < rng.random((shape[0], 1, 1))
-    masks[0], masks[1] = False, True
+    masks[:1], masks[1:2] = False, True
     return masks
 
 
-def test_union_is_pixelwise():
+def test_the_union_is_pixelwise_and_white_on_black():
     masks = np.random.default_rng(0).random((3, 2, 4, 4)) < 0.3
     assert np.array_equal(union_mask(masks, (0, 2)), masks[0] | masks[2])
     rgb = mask_to_rgb(masks[0])
-    assert rgb.shape == (2, 4, 4, 3) and rgb.dtype == np.float32
+    assert rgb.shape == (2, 4, 4, 3) and rgb.dtype == np.float32 and set(np.unique(rgb)) == {-1.0, 1.0}
     assert np.array_equal(rgb.mean(-1) > 0, masks[0])
-    assert set(np.unique(rgb)) == {-1.0, 1.0}
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_rle_round_trip(seed):
-    masks = random_masks(seed)
-    assert np.array_equal(rle_decode(rle_encode(masks), 20, 33), masks)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 7), (2, 480, 720), (0, 3, 3)])
-def test_rle_of_any_size(shape):
-    masks = np.random.default_rng(0).random(shape) < 0.5
+@pytest.mark.parametrize("shape", [(4, 20, 33), (1, 1, 1), (2, 1, 7), (4, 480, 720), (0, 3, 3)])
+def test_rle_round_trip(shape):
+    masks = random_masks(1, shape)
     assert np.array_equal(rle_decode(rle_encode(masks), *shape[1:]), masks)
 
 
 def test_rle_is_what_coco_reads_and_writes():
     masks = random_masks(1)
     for mask, counts in zip(masks, rle_encode(masks)):
-        theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert counts == theirs["counts"]
+        assert counts == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
         assert np.array_equal(coco.decode({"size": [20, 33], "counts": counts}).astype(bool), mask)
 
 
@@ -52,10 +44,10 @@ def test_uncompressed_run_lengths_of_other_tools():
     assert np.array_equal(rle_decode([rle["counts"]], 100, 900)[0], expected)
 
 
-@pytest.mark.parametrize("size", [(21, 33), (20, 32), (10, 10), (200, 200)])
+@pytest.mark.parametrize("size", [(21, 33), (20, 32), (200, 200)])
 def test_masks_of_another_size_are_an_error(size):
     with pytest.raises(ValueError, match="mask 0 covers 660 pixels; it must cover"):
-        rle_decode(rle_encode(random_masks(0)), *size)
+        rle_decode(rle_encode(random_masks()), *size)
 
 
 def test_damaged_run_lengths_are_an_error():
@@ -69,4 +61,4 @@ def test_damaged_run_lengths_are_an_error():
 def test_without_pycocotools_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ImportError, match=r'pip install "diffusers-jdm\[train\]"'):
-        rle_encode(random_masks(0))
+        rle_encode(random_masks())

@@ -1,32 +1,28 @@
-"""Encode the clips of a manifest for training: VAE latents of the videos and of masks of their objects, and the texts.
+r"""Encode the clips of a manifest for training: VAE latents of the videos and of masks of their objects, and the texts.
 
     accelerate launch train_scripts/precompute_latents.py --pretrained_model_name_or_path zai-org/CogVideoX-2b \
         --train_data_dir clips --output_dir latents --mixed_precision fp16
 
-The base may be plain or joint; its denoiser is not loaded. Run the same command again, with any number
-of processes, to go on after a stop, or after clips have changed. See README.md.
+The base may be plain or joint. Its denoiser is not loaded. Run the same command again, with any number of processes, to
+go on after a stop, or after clips have changed. See README.md.
 """
 
-import argparse
 import json
-import os
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
-from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_jdm.data.manifest import SIGNALS
-from diffusers_jdm.data.publish import resolve
 from diffusers_jdm.data.signals import signal_to_rgb
-from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error, exit_clearly, one_line
+from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error, exit_clearly
 from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.samples.clip_reader import ClipReader
 from diffusers_jdm.samples.fingerprint import encoder_fingerprints
@@ -39,73 +35,46 @@ from diffusers_jdm.samples.latent_folder import (
     tensor_names,
 )
 from diffusers_jdm.samples.latents import index_files, read_index
+from diffusers_jdm.samples.opening import open_videos
 from diffusers_jdm.samples.quarantine import Quarantine
-from diffusers_jdm.samples.videos import VideoSource
-from diffusers_jdm.training.setup import make_output_dir, read_base
+from diffusers_jdm.training.config import Flags, Precision, Signal, flag, parse_flags
+from diffusers_jdm.training.engines import HALF, check_processes
+from diffusers_jdm.training.setup import load_parts, make_output_dir, read_base
 
-HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BARRIER_TIMEOUT = timedelta(days=30)  # a process waits here for all clips of the slowest one
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--pretrained_model_name_or_path", required=True, help="folder or Hub repo of a base pipeline, plain or joint"
+@dataclass
+class PrecomputeFlags(Flags):
+    pretrained_model_name_or_path: str = flag("", "Folder or Hub repo of a base pipeline, plain or joint", needed=True)
+    revision: str | None = flag(None, "Git revision of the base checkpoint on the Hub")
+    variant: str | None = flag(None, "Variant of the base checkpoint's weight files, such as fp16")
+    train_data_dir: str = flag("", "Folder or Hub data set with a manifest (*.parquet) and its videos", needed=True)
+    output_dir: str = flag("", "Folder for the latents", needed=True)
+    num_frames: int | None = flag(None, "Frames of a clip; by default what the base was made for", above=0)
+    height: int | None = flag(None, "Height of a clip in pixels; by default what the base was made for", above=0)
+    width: int | None = flag(None, "Width of a clip in pixels; by default what the base was made for", above=0)
+    num_subsets: int = flag(4, "Random subsets of a clip's objects to store, at most; not in the paper", above=0)
+    regional_signal: Signal = flag("mask", "Signal to store for each subset of objects (A.3)")
+    shard_size: int = flag(32, "Clips in a file; as many are held in memory", above=0)
+    batch_size: int = flag(1, "Videos and masks of one clip that are encoded at a time", above=0)
+    dtype: Literal["float16", "bfloat16", "float32"] = flag(
+        "float16", "Number format of the stored latents and embeddings"
     )
-    parser.add_argument("--revision", default=None)
-    parser.add_argument("--variant", default=None)
-    parser.add_argument("--train_data_dir", required=True, help="folder of a manifest (*.parquet) and its videos")
-    parser.add_argument("--output_dir", required=True, help="folder for the latents")
-    parser.add_argument(
-        "--num_frames", type=int, default=None, help="of a clip; by default what the base was made for"
-    )
-    parser.add_argument("--height", type=int, default=None, help="in pixels; likewise")
-    parser.add_argument("--width", type=int, default=None, help="in pixels; likewise")
-    parser.add_argument("--num_subsets", type=int, default=4, help="random subsets of objects a clip; all, if no more")
-    parser.add_argument(
-        "--regional_signal", choices=("mask", *SIGNALS), default="mask", help="what stands for a region (A.3)"
-    )
-    parser.add_argument("--shard_size", type=int, default=32, help="clips a file; as many are held in memory")
-    parser.add_argument("--batch_size", type=int, default=1, help="videos and masks of one clip encoded at a time")
-    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="on disk")
-    parser.add_argument("--mixed_precision", choices=tuple(HALF), default="no", help="of the VAE and the text encoder")
-    parser.add_argument(
-        "--disable_vae_tiling", action="store_true", help="encode whole frames: small ones, much memory"
-    )
-    parser.add_argument("--max_bad_samples", type=int, default=100, help="unusable clips passed over before it stops")
-    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that decode videos")
-    parser.add_argument("--seed", type=int, default=0, help="of the subsets and the order of their captions")
-    args = parser.parse_args(argv)
-    for name in ("num_subsets", "shard_size", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("max_bad_samples", "dataloader_num_workers", "seed"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
-    return args
+    mixed_precision: Precision = flag("no", "Precision in which VAE and text encoder compute")
+    disable_vae_tiling: bool = flag(False, "Encode whole frames: for small frames, or much memory")
+    max_bad_samples: int = flag(100, "Number of unusable clips that are skipped before the run stops", at_least=0)
+    dataloader_num_workers: int = flag(0, "Processes that decode videos beside the main one", at_least=0)
+    seed: int = flag(0, "Random seed for the subsets and the order of their captions", at_least=0)
 
 
-def start_state():
-    """The processes and this one's device. Raises TrainingError if it would take itself for the only one of several."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=BARRIER_TIMEOUT)
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started != state.num_processes:
-        raise TrainingError(
-            f"{started} processes were started, but accelerate sees {state.num_processes}: on CPUs, set "
-            "ACCELERATE_USE_CPU=true."
-        )
-    return state
+def parse_args(argv=None) -> PrecomputeFlags:
+    return parse_flags(PrecomputeFlags, __doc__, argv)
 
 
 def load_base(args, configs):
     """The base without its denoiser, in fp32 on the CPU."""
-    path, without = args.pretrained_model_name_or_path, {configs.base.component: None}
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            path, revision=args.revision, variant=args.variant, use_safetensors=True, **without
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
+    pipe = load_parts(args, **{configs.base.component: None})
     for model in (pipe.vae, pipe.text_encoder):
         model.requires_grad_(False).eval().float()
     if args.batch_size == 1:  # a larger one asks for more at a time
@@ -149,7 +118,7 @@ def encode(base, clip, device, args):
 
     What goes through a model together is of one clip, so that its tensors do not depend on which clips were done before.
     """
-    half, dtype = HALF[args.mixed_precision], getattr(torch, args.dtype)
+    half, dtype = HALF.get(args.mixed_precision), getattr(torch, args.dtype)
     videos = [clip["video"], *clip["masks"]]
     latents, entry = [], clip["entry"]
     with torch.autocast(device.type, half, enabled=half is not None):
@@ -226,16 +195,14 @@ def fill(args, state, base, source, settings, empty_prompt):
 
 @exit_clearly
 def main(args):
-    state = start_state()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=BARRIER_TIMEOUT)
+    check_processes(state.num_processes)
     folder = Path(args.output_dir)
 
     # 1. What can be wrong is found before a model is loaded.
-    configs = read_base(args.pretrained_model_name_or_path, args.revision)
-    given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
-    size = configs.default_size | {name: value for name, value in given.items() if value is not None}
-    as_training_error(configs.base.check_size, **size, denoiser=configs.denoiser, vae=configs.vae)
-    data = as_training_error(resolve, args.train_data_dir)
-    source = as_training_error(VideoSource, data, **size, signal=args.regional_signal)
+    configs = read_base(args)
+    size = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
+    source = open_videos(args.train_data_dir, configs, size, args.regional_signal)
     if state.is_main_process:
         as_training_error(check_clips, folder, source.ids)
     make_output_dir(folder)
@@ -244,14 +211,16 @@ def main(args):
     base = load_base(args, configs)
     pipe = base.pipe
     prints = encoder_fingerprints(pipe)
-    if args.mixed_precision != "no":
+    if args.mixed_precision in HALF:
         to_half(pipe.text_encoder, HALF[args.mixed_precision])
     pipe.vae.to(state.device)
     pipe.text_encoder.to(state.device)
     empty_prompt = encode_empty_prompt(base, args)
     settings = {
         "family": base.name,
-        **size,
+        "num_frames": source.num_frames,
+        "height": source.height,
+        "width": source.width,
         "num_subsets": args.num_subsets,
         "regional_signal": args.regional_signal,
         "vae_tiling": not args.disable_vae_tiling,  # where frames are larger than a tile, it changes their latents
@@ -259,7 +228,7 @@ def main(args):
         "dtype": args.dtype,
         "mixed_precision": args.mixed_precision,
         "text_shape": list(empty_prompt.shape),
-        "scaling_factor": pipe.vae.config.scaling_factor,
+        "scaling_factor": pipe.vae.config.get("scaling_factor"),
         **prints,
     }
     with lock(folder) if state.is_main_process else nullcontext():

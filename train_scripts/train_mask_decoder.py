@@ -1,4 +1,4 @@
-"""Distil the mask decoder of a joint pipeline out of its VAE: then a mask costs no second pass through the VAE's decoder.
+r"""Distil the mask decoder of a joint pipeline out of its VAE: then a mask costs no second pass through the VAE's decoder.
 
     python train_scripts/train_mask_decoder.py --pretrained_model_name_or_path JOINT \
         --train_data_dir DATA --output_dir OUT
@@ -8,68 +8,65 @@ again; what it decodes is what OUT/mask_decoder learns to say. Run the same comm
 go on after a stop.
 """
 
-import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from diffusers import DiffusionPipeline
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from safetensors import SafetensorError
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from diffusers_jdm.bases.base import joint_pipeline_names
 from diffusers_jdm.bases.mask_decoder_jdm import JDMMaskDecoder
-from diffusers_jdm.data.publish import resolve
-from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error, exit_clearly, one_line
+from diffusers_jdm.errors import BadSampleError, TrainingError, exit_clearly, one_line
+from diffusers_jdm.files import whole_file
+from diffusers_jdm.samples.opening import open_videos
 from diffusers_jdm.samples.subsets import sample_subset
-from diffusers_jdm.samples.videos import VideoSource
-from diffusers_jdm.training.setup import make_output_dir, read_base
+from diffusers_jdm.training.config import Flags, Precision, flag, parse_flags
+from diffusers_jdm.training.engines import HALF
+from diffusers_jdm.training.setup import load_parts, make_output_dir, read_base
 
-HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_TRIES = 100  # clips without a usable mask, one after the other
+RENEW_EVERY = 8  # steps; the VAE is dear beside the decoder, so each of its masks is used several times
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrained_model_name_or_path", required=True, help="a joint pipeline; its VAE is used")
-    parser.add_argument("--revision", default=None)
-    parser.add_argument("--variant", default=None)
-    parser.add_argument("--train_data_dir", required=True, help="folder of a manifest (*.parquet)")
-    parser.add_argument("--output_dir", required=True, help="gets mask_decoder/, log.jsonl and training_state.pt")
-    parser.add_argument("--num_frames", type=int, default=None, help="of a clip; by default those of the pipeline")
-    parser.add_argument("--height", type=int, default=None, help="in pixels; likewise")
-    parser.add_argument("--width", type=int, default=None, help="in pixels; likewise")
-    parser.add_argument("--hidden_channels", type=int, default=64, help="of the decoder")
-    parser.add_argument("--num_layers", type=int, default=4, help="of the decoder")
-    parser.add_argument("--max_train_steps", type=int, default=3000)
-    parser.add_argument("--train_batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=1e-2)
-    parser.add_argument("--lr_warmup_steps", type=int, default=100)
-    parser.add_argument("--pool_size", type=int, default=256, help="masks, decoded by the VAE, to draw batches from")
-    parser.add_argument("--teach_every", type=int, default=8, help="steps after which a batch of the pool is renewed")
-    parser.add_argument("--heldout_samples", type=int, default=32, help="clips that are for validation only")
-    parser.add_argument("--validation_steps", type=int, default=500)
-    parser.add_argument("--checkpointing_steps", type=int, default=500)
-    parser.add_argument("--resume_from_checkpoint", choices=("latest",), default=None)
-    parser.add_argument("--mixed_precision", choices=tuple(HALF), default="no", help="of the VAE")
-    parser.add_argument("--disable_vae_tiling", action="store_true", help="whole frames: small ones, much memory")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    positive = ("hidden_channels", "num_layers", "max_train_steps", "train_batch_size", "pool_size", "teach_every")
-    for name in (*positive, "heldout_samples", "validation_steps", "checkpointing_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("lr_warmup_steps", "seed"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name} must not be negative, got {getattr(args, name)}")
-    return args
+@dataclass
+class MaskDecoderFlags(Flags):
+    pretrained_model_name_or_path: str = flag(
+        "", "Folder or Hub repo of the joint pipeline whose VAE teaches", needed=True
+    )
+    revision: str | None = flag(None, "Git revision of the joint checkpoint on the Hub")
+    variant: str | None = flag(None, "Variant of the joint checkpoint's weight files, such as fp16")
+    train_data_dir: str = flag(
+        "", "Folder or Hub data set with a manifest (*.parquet), of which the masks are read", needed=True
+    )
+    output_dir: str = flag("", "Folder for mask_decoder/, log.jsonl and training_state.pt", needed=True)
+    num_frames: int | None = flag(None, "Frames of a clip; by default what the base was made for", above=0)
+    height: int | None = flag(None, "Height of a clip in pixels; by default what the base was made for", above=0)
+    width: int | None = flag(None, "Width of a clip in pixels; by default what the base was made for", above=0)
+    hidden_channels: int = flag(64, "Channels of the decoder's hidden layers", above=0)
+    num_layers: int = flag(4, "Number of the decoder's hidden layers", above=0)
+    max_train_steps: int = flag(3000, "Number of optimizer steps", above=0)
+    train_batch_size: int = flag(16, "Masks in a batch", above=0)
+    learning_rate: float = flag(1e-2, "Peak learning rate", above=0)
+    pool_size: int = flag(256, "Masks that the VAE has decoded and batches are drawn from", above=0)
+    heldout_samples: int = flag(32, "Clips that are kept for validation", above=0)
+    validation_steps: int = flag(500, "Optimizer steps between validations, and between saved states", above=0)
+    resume_from_checkpoint: Literal["latest"] | None = flag(None, "Go on from the saved state of --output_dir, if any")
+    mixed_precision: Precision = flag("no", "Precision in which the VAE computes")
+    disable_vae_tiling: bool = flag(False, "Encode and decode whole frames: for small frames, or much memory")
+    seed: int = flag(0, "Random seed for weights, masks and their order", at_least=0)
+
+
+def parse_args(argv=None) -> MaskDecoderFlags:
+    return parse_flags(MaskDecoderFlags, __doc__, argv)
 
 
 # 1. The teacher
@@ -77,14 +74,7 @@ def parse_args(argv=None):
 
 def load_base(args, configs):
     """The pipeline with nothing but its VAE, in fp32 on the CPU."""
-    path = args.pretrained_model_name_or_path
-    without = dict.fromkeys(("text_encoder", "tokenizer", configs.base.component))
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            path, revision=args.revision, variant=args.variant, use_safetensors=True, **without
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
+    pipe = load_parts(args, **dict.fromkeys(("text_encoder", "tokenizer", configs.base.component)))
     pipe.vae.requires_grad_(False).eval().float()
     if not args.disable_vae_tiling:  # large frames, so large samples
         pipe.vae.enable_slicing()
@@ -99,7 +89,7 @@ def teach(base, masks, mixed_precision):
     Returns:
         Scaled latents (B, C, F', h, w) and soft masks in [0, 1] (B, F, H, W), fp16 on the CPU.
     """
-    device, half = base.pipe.vae.device, HALF[mixed_precision]
+    device, half = base.pipe.vae.device, HALF.get(mixed_precision)
     pixels = torch.stack(masks).to(device).unsqueeze(-1).repeat(1, 1, 1, 1, 3) * 2 - 1  # [B, F, H, W, 3]
     with torch.autocast(device.type, half, enabled=half is not None):
         latents = base.encode_pixels(pixels)
@@ -180,10 +170,8 @@ def agreement(decoder, batches):
 
 
 def save_state(path, step, **parts):
-    """A checkpoint, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
 
 
 def load_state(path, **parts):
@@ -209,13 +197,13 @@ def save_decoder(decoder, folder):
 def train(args, base, source, decoder):
     folder, device = Path(args.output_dir), decoder.device
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=args.learning_rate, weight_decay=0.01)
-    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
+    warmup = min(100, args.max_train_steps // 10)
+    lr_scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, args.max_train_steps)
     parts = {"decoder": decoder, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
     state_file, first_step = folder / "training_state.pt", 0
     if args.resume_from_checkpoint and state_file.exists():
         first_step = load_state(state_file, **parts)
 
-    # The VAE is dear beside the decoder, so each of its masks is used several times.
     training = range(len(source.ids) - args.heldout_samples)
     heldout = heldout_batches(base, source, range(len(training), len(source.ids)), args)
     rng = np.random.default_rng([args.seed, 0, first_step])
@@ -227,7 +215,7 @@ def train(args, base, source, decoder):
     progress = tqdm(range(first_step, args.max_train_steps), initial=first_step, total=args.max_train_steps)
     for step in progress:
         rng = np.random.default_rng([args.seed, 1, step])
-        if step % args.teach_every == 0 and step > first_step:
+        if step % RENEW_EVERY == 0 and step > first_step:
             rows = slice(oldest, oldest + size)
             latents[rows], soft[rows] = draw_batch(base, source, training, rng, args)
             oldest = (oldest + size) % len(latents)
@@ -246,7 +234,6 @@ def train(args, base, source, decoder):
             tqdm.write(f"held-out IoU with the VAE's masks: {json.dumps(record)}")
             with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
-        if done % args.checkpointing_steps == 0 or done == args.max_train_steps:
             save_state(state_file, done, **parts)
 
 
@@ -257,16 +244,14 @@ def main(args):
         raise TrainingError("a mask decoder is trained by one process: start it with python alone.")
 
     # 1. What can be wrong is found before a model is loaded.
-    configs = read_base(args.pretrained_model_name_or_path, args.revision)
+    configs = read_base(args)
     if not configs.is_joint:
         raise TrainingError(
             f"--pretrained_model_name_or_path {args.pretrained_model_name_or_path} is a {configs.pipeline_class}, not a "
             f"{' or '.join(joint_pipeline_names())}."
         )
-    given = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
-    size = configs.default_size | {name: value for name, value in given.items() if value is not None}
-    as_training_error(configs.base.check_size, **size, denoiser=configs.denoiser, vae=configs.vae)
-    source = as_training_error(VideoSource, as_training_error(resolve, args.train_data_dir), **size)
+    size = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
+    source = open_videos(args.train_data_dir, configs, size, "mask")
     if len(source.ids) <= args.heldout_samples:
         raise TrainingError(
             f"{args.train_data_dir} holds {len(source.ids)} clips, which leaves none to train on with "

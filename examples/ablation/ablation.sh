@@ -5,7 +5,7 @@
 set -euo pipefail
 bin=${1:-.venv/bin}
 root=outputs/ablation
-families="cogvideox modelscope"
+bases="cogvideox modelscope"
 clips=1500
 frames=20000
 text_steps=1000
@@ -15,7 +15,7 @@ declare -A settings=([cogvideox]="" [modelscope]="--train_batch_size 8 --max_tra
 declare -A frame_steps=([cogvideox]=1300 [modelscope]=350) base_steps=([cogvideox]=1600 [modelscope]=450)
 if [[ ${2:-} == quick ]]; then
     root=outputs/ablation-quick
-    families=cogvideox
+    bases=cogvideox
     clips=200
     frames=3000
     text_steps=200
@@ -27,25 +27,25 @@ if [[ ${2:-} == quick ]]; then
 fi
 
 declare -A shipped=([cogvideox]=joint [modelscope]=joint_modelscope) suffix=([cogvideox]="" [modelscope]=_modelscope)
-declare -A lengths=([cogvideox]=9 [modelscope]=5)
 "$bin/python" examples/shapes/make_dataset.py --output_dir $root/dataset --num_clips $clips --relations --signals --cmi
-for family in $families; do
-    out=$root/$family
+for base in $bases; do
+    out=$root/$base
+    num_frames=$("$bin/python" -c "from diffusers_jdm.bases.base import base_named; print(base_named('$base').shapes_frames)")
     mkdir -p $out
-    rm -rf $out/vae && cp -r examples/shapes/${shipped[$family]}/vae $out/vae
+    rm -rf $out/vae && cp -r examples/shapes/${shipped[$base]}/vae $out/vae
     # A base from before binding is complete, so that attributes leak, as in the paper's Figure 1
-    "$bin/python" examples/shapes/train_text_encoder${suffix[$family]}.py --output_dir $out --relations --max_train_steps $text_steps
-    "$bin/python" examples/shapes/train_base${suffix[$family]}.py --model_dir $out --output_dir $out/base --relations \
+    "$bin/python" examples/shapes/train_text_encoder${suffix[$base]}.py --output_dir $out --relations --max_train_steps $text_steps
+    "$bin/python" examples/shapes/train_base${suffix[$base]}.py --model_dir $out --output_dir $out/base --relations \
         --num_single_frames $frames --num_clips $base_clips \
-        --frame_steps ${frame_steps[$family]} --max_train_steps ${base_steps[$family]}
+        --frame_steps ${frame_steps[$base]} --max_train_steps ${base_steps[$base]}
     for signal in mask hed depth; do
         "$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2 train_scripts/precompute_latents.py \
             --pretrained_model_name_or_path $out/base/pipeline --train_data_dir $root/dataset --output_dir $out/latents_$signal \
-            --regional_signal $signal --num_frames ${lengths[$family]} \
+            --regional_signal $signal --num_frames $num_frames \
             --num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision bf16 --disable_vae_tiling
     done
     export ACCELERATE_USE_CPU=true
-    run=("$bin/python" examples/ablation/run.py --root $root --family $family ${settings[$family]})
+    run=("$bin/python" examples/ablation/run.py --root $root --base_name $base ${settings[$base]})
     "${run[@]}" --variants  # the base alone
     # Two runs of one thread each get more done than one after another with two; each pair continues where it was stopped
     for seed in $seeds; do

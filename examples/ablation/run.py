@@ -1,6 +1,6 @@
 """The paper's Figure 4 and Table 5 in small: fine-tunes one small base in five ways, and scores them as they train.
 
-    python examples/ablation/run.py --family cogvideox --seeds 0 1 2
+    python examples/ablation/run.py --base_name cogvideox --seeds 0 1 2
 
 `examples/ablation/ablation.sh` makes the base and the latents first. All variants have the same clips, steps, batches and seeds;
 the evaluator is that of `diffusers-jdm evaluate shapes`. A run that was stopped goes on at its last checkpoint, and one
@@ -25,12 +25,14 @@ import argparse
 import json
 from pathlib import Path
 
+from diffusers import DiffusionPipeline
 from sources import PartialCaptions, WholeCaptions
 
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.bases.base import base_named
+from diffusers_jdm.evaluation.sampling import call_arguments
 from diffusers_jdm.evaluation.shapes import look_at
-from diffusers_jdm.files import write_json
+from diffusers_jdm.files import write_json, write_text
 from diffusers_jdm.samples.latents import LatentSource
 from diffusers_jdm.shapes.suite import all_prompts, ceiling, score_groups, shuffled
 from diffusers_jdm.training.config import TrainConfig
@@ -49,14 +51,13 @@ REASONS = {
     "jdm_whole": VARIANTS["jdm"],
 }
 SOURCES = {"direct_partial": PartialCaptions, "jdm_whole": WholeCaptions}
-NUM_FRAMES = {"cogvideox": 9, "modelscope": 5}
 PROMPT_SEED = 23  # of no other benchmark
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=FOLDERS, default="cogvideox")
-    parser.add_argument("--root", default="outputs/ablation", help="holds FAMILY/base/pipeline and FAMILY/latents_*")
+    parser.add_argument("--base_name", choices=FOLDERS, default="cogvideox")
+    parser.add_argument("--root", default="outputs/ablation", help="holds NAME/base/pipeline and NAME/latents_*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--variants", nargs="*", choices=(*VARIANTS, *REASONS), default=list(VARIANTS), help="none: the base"
@@ -78,13 +79,9 @@ def score_pipeline(pipe, args, num_prompts: int) -> dict:
     """The suite's metrics of a pipeline; `null`: the same videos against shuffled prompts; `first`: as at a point of a curve."""
     pipe.set_progress_bar_config(disable=True)
     prompts = all_prompts(num_prompts, PROMPT_SEED)
-    call = {"num_frames": NUM_FRAMES[args.family], "num_inference_steps": args.num_inference_steps}
-    call |= {"guidance_scale": args.guidance_scale}
-    if hasattr(pipe, "transformer"):  # the base's own default is the real model's
-        call["max_sequence_length"] = pipe.transformer.config.max_text_seq_length
-    if "JDM" in type(pipe).__name__:
-        call["return_masks"] = True
-    found, iou = look_at(pipe, prompts, batch_size=20, **call)
+    call = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    call |= {"num_frames": base_named(args.base_name).shapes_frames}
+    found, iou = look_at(pipe, prompts, batch_size=20, **call_arguments(pipe, call))
     return {
         **score_groups(prompts, found),
         "mask_iou": iou,
@@ -115,10 +112,8 @@ class AblationTrainer(Trainer):
                 self.base.pipe, self.args, self.args.final_prompts if last else self.args.curve_prompts
             )
         self.model.train()
-        lines = [json.dumps(point) for point in [*points, {"step": self.step, **scores}]]
-        temporary = curve.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n")
-        temporary.replace(curve)
+        lines = [json.dumps(point) + "\n" for point in [*points, {"step": self.step, **scores}]]
+        write_text(curve, "".join(lines))
 
 
 def read_curve(folder: Path) -> list[dict]:
@@ -127,15 +122,15 @@ def read_curve(folder: Path) -> list[dict]:
 
 
 def train(variant: str, seed: int, args) -> None:
-    family = Path(args.root) / args.family
-    output_dir = family / "runs" / f"{variant}-{seed}"
+    folder = Path(args.root) / args.base_name
+    output_dir = folder / "runs" / f"{variant}-{seed}"
     if any(point["step"] == args.max_train_steps for point in read_curve(output_dir)):
         print(f"{output_dir} is done.")
         return
     settings = {"regional_signal": "mask"} | (VARIANTS | REASONS)[variant]
-    data = family / f"latents_{settings['regional_signal']}"
+    data = folder / f"latents_{settings['regional_signal']}"
     config = TrainConfig(
-        pretrained_model_name_or_path=str(family / "base" / "pipeline"),
+        pretrained_model_name_or_path=str(folder / "base" / "pipeline"),
         train_data_dir=str(data),
         output_dir=str(output_dir),
         train_batch_size=args.train_batch_size,
@@ -157,7 +152,7 @@ def train(variant: str, seed: int, args) -> None:
         **settings,
     )
     accelerator = build_accelerator(config)
-    base_class = base_named(args.family)
+    base_class = base_named(args.base_name)
     base = base_class(load_pipeline(config, base_class))
     prepared = prepare_pipeline(config, accelerator, base, precomputed=True)
     source = SOURCES.get(variant, LatentSource)(data)
@@ -166,15 +161,14 @@ def train(variant: str, seed: int, args) -> None:
 
 def score_base(args) -> None:
     """The base, where all curves start, and the evaluator's ceiling: base.json."""
-    from diffusers import DiffusionPipeline
-
-    family = Path(args.root) / args.family
-    path = family / "base.json"
+    folder = Path(args.root) / args.base_name
+    path = folder / "base.json"
     if path.exists():
         return
-    pipe = DiffusionPipeline.from_pretrained(family / "base" / "pipeline")
+    pipe = DiffusionPipeline.from_pretrained(folder / "base" / "pipeline")
     scores = score_pipeline(pipe, args, args.final_prompts)
-    scores["ceiling"] = ceiling(all_prompts(args.final_prompts, PROMPT_SEED), PROMPT_SEED, NUM_FRAMES[args.family])
+    frames = base_named(args.base_name).shapes_frames
+    scores["ceiling"] = ceiling(all_prompts(args.final_prompts, PROMPT_SEED), PROMPT_SEED, frames)
     write_json(path, scores)
 
 

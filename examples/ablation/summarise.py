@@ -4,7 +4,6 @@ python examples/ablation/summarise.py --root outputs/ablation --output docs/abla
 """
 
 import argparse
-import json
 import os
 import platform
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from run import REASONS, VARIANTS, read_curve
 
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.evaluation.shapes import COLUMNS
-from diffusers_jdm.files import write_json
+from diffusers_jdm.files import read_json, whole_file, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -71,7 +70,7 @@ def summarise(family: Path) -> dict:
     """Figures of one family: `variants` and `reasons` at the last step, `base`, `null`, `ceiling`, each seed's gain; `curves`
     and `first`, where they start: of the first prompts of each group, the same at all points.
     """
-    base, curves = json.loads((family / "base.json").read_text()), curves_of(family)
+    base, curves = read_json(family / "base.json"), curves_of(family)
     last = {variant: {seed: points[-1] for seed, points in runs.items()} for variant, runs in curves.items()}
     spreads = {variant: spread(list(runs.values())) for variant, runs in last.items()}
     steps = [point["step"] for point in next(iter(next(iter(curves.values())).values()))]
@@ -135,9 +134,8 @@ def draw(families: dict[str, dict], path: Path) -> None:
     handles.append(plt.Line2D([], [], color="black", linestyle=":", label="null (shuffled prompts)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def draw_curve(axis, base: float | None, points: list[dict], name: str, variant: str) -> None:
@@ -165,8 +163,7 @@ def print_rows(family: str, figures: dict) -> None:
 def main(args):
     root = Path(args.root)
     families = {name: summarise(root / name) for name in FOLDERS if (root / name / "base.json").exists()}
-    report = next(iter(families.values())) if len(families) == 1 else families["cogvideox"]
-    report = report | {"families": families}
+    report = next(iter(families.values())) | {"families": families}  # the first one's figures at the top
     report["versions"] = {name: version(name) for name in ("diffusers-jdm", "diffusers", "torch")}
     report["machine"] = {"platform": platform.platform(), "cores": os.cpu_count()}
     output = Path(args.output or root / "ablation.json")

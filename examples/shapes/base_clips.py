@@ -5,23 +5,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from diffusers_jdm.files import whole_file
 from diffusers_jdm.samples.fingerprint import fingerprint
 from diffusers_jdm.shapes.relations import relation_caption
 from diffusers_jdm.shapes.world import full_caption, phrase, sample_clip
 
 
 def to_tensor(videos):
-    """uint8 (F, H, W, 3), a list of them → (B, 3, F, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack(videos)).float().permute(0, 4, 1, 2, 3) / 127.5 - 1
+    """uint8 (F, H, W, 3), a list of them → (B, F, H, W, 3) in [-1, 1]."""
+    return torch.from_numpy(np.stack(videos)).float() / 127.5 - 1
 
 
 OBJECTS: dict[tuple[int, int, int], tuple] = {}
 
 
 @torch.no_grad()
-def encode_clips(base, vae, seed, count, num_frames, cache, chunk=32):
-    """Latents of training clips, times the scaling factor; kept in a safetensors file that names what they follow from."""
-    cache_file = cache / f"{count}x{num_frames}-seed{seed}-{fingerprint(vae)[:12]}.safetensors"
+def encode_clips(base, seed, count, num_frames, cache, chunk=32):
+    """Latents of training clips, scaled; kept in a safetensors file that names what they follow from."""
+    cache_file = cache / f"{count}x{num_frames}-seed{seed}-{fingerprint(base.pipe.vae)[:12]}.safetensors"
     if cache_file.exists():
         return load_file(cache_file)["latents"].float()
     latents = []
@@ -29,13 +30,11 @@ def encode_clips(base, vae, seed, count, num_frames, cache, chunk=32):
         clips = [sample_clip(seed, i, num_frames=num_frames) for i in range(start, min(start + chunk, count))]
         OBJECTS.update({(seed, start + i, num_frames): clip.objects for i, clip in enumerate(clips)})
         with torch.autocast("cpu", torch.bfloat16):
-            encoded = base.encode(vae, to_tensor([clip.video for clip in clips]))
-        latents.append(encoded.float() * vae.config.scaling_factor)
+            latents.append(base.encode_pixels(to_tensor([clip.video for clip in clips])))
     latents = torch.cat(latents).half()
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = cache_file.with_suffix(".tmp")
-    save_file({"latents": latents.contiguous()}, temporary)
-    temporary.replace(cache_file)
+    with whole_file(cache_file) as temporary:
+        save_file({"latents": latents.contiguous()}, temporary)
     return latents.float()
 
 
@@ -62,7 +61,9 @@ def objects_of(seed, index, num_frames):
     return OBJECTS[key]
 
 
-def swap_validation(base, vae, seed, count=64):
+@torch.no_grad()
+def swap_validation(base, seed, count=64):
+    """Latents of single frames of two objects, their captions, and the captions with the shapes swapped."""
     videos, captions, swapped = [], [], []
     index = 0
     while len(videos) < count:
@@ -74,6 +75,4 @@ def swap_validation(base, vae, seed, count=64):
         videos.append(clip.video)
         captions.append(f"a {first.colour} {first.shape} and a {second.colour} {second.shape}")
         swapped.append(f"a {first.colour} {second.shape} and a {second.colour} {first.shape}")
-    with torch.no_grad():
-        latents = base.encode(vae, to_tensor(videos)) * vae.config.scaling_factor
-    return latents, captions, swapped
+    return base.encode_pixels(to_tensor(videos)), captions, swapped

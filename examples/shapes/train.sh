@@ -53,4 +53,4 @@ out=outputs/shapes_modelscope
 "${launch[@]}" train_scripts/train_jdm_modelscope.py --pretrained_model_name_or_path $out/base/pipeline \
     --train_data_dir $out/jdm_latents --output_dir $out/joint "${joint[@]}" \
     --train_batch_size 24 --max_train_steps 1000 --lr_scheduler onecycle --checkpointing_steps 250 --validation_steps 250
-"$bin/python" examples/shapes/ship.py --family modelscope
+"$bin/python" examples/shapes/ship.py --base_name modelscope

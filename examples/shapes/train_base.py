@@ -21,6 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import T5EncoderModel, T5Tokenizer
 
+from diffusers_jdm.bases.cogvideox.base import CogVideoX
+from diffusers_jdm.files import whole_file
 from diffusers_jdm.shapes.evaluator import find_objects, score
 from diffusers_jdm.shapes.world import sample_clip
 
@@ -52,11 +54,9 @@ SCHEDULER_CONFIG = {  # of CogVideoX-2B
 }
 
 
-class CogVideoXBase:
-    """What the training below has to know of the model."""
+class SmallCogVideoX(CogVideoX):
+    """What the training below has to know beside what the base answers itself."""
 
-    denoiser = "transformer"
-    clip_frames = 9
     blocks = "transformer_blocks."  # the denoiser's matrices that Muon trains have this in their names
     log_snr_mean = -1.2
     call = {  # noqa: RUF012
@@ -65,7 +65,8 @@ class CogVideoXBase:
         "max_sequence_length": TRANSFORMER_CONFIG["max_text_seq_length"],
     }
 
-    def pipeline(self, model_dir):
+    @staticmethod
+    def new_pipeline(model_dir):
         return CogVideoXPipeline(
             T5Tokenizer.from_pretrained(model_dir / "tokenizer"),
             T5EncoderModel.from_pretrained(model_dir / "text_encoder").eval(),
@@ -74,12 +75,10 @@ class CogVideoXBase:
             CogVideoXDDIMScheduler(**SCHEDULER_CONFIG),
         )
 
-    def encode(self, vae, video):
-        """(B, 3, F, H, W) → latents as the denoiser has them, (B, F, C, H, W)."""
-        return vae.encode(video).latent_dist.mode().permute(0, 2, 1, 3, 4)
-
-    def loss(self, transformer, scheduler, latents, noise, text, timesteps):
-        prediction = transformer(scheduler.add_noise(latents, noise, timesteps), text, timesteps)[0]
+    def loss(self, latents, noise, text, timesteps):
+        scheduler = self.pipe.scheduler
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        prediction = self.predict(self.pipe.transformer, noisy, timesteps, text)
         return F.mse_loss(prediction.float(), scheduler.get_velocity(latents, noise, timesteps))
 
 
@@ -137,23 +136,22 @@ def learning_rate_factor(step, total):
 
 
 @torch.no_grad()
-def swap_gap(base, pipe, validation, seed):
+def swap_gap(base, validation, seed):
     """Rise of the loss when the caption's shapes change places: it shows binding long before samples do."""
     latents, captions, swapped = validation
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-    denoiser = getattr(pipe, base.denoiser)
     losses = []
     for text in (captions, swapped):
         total = 0.0
         for t in (400, 600, 800):
             timesteps = torch.full((len(latents),), t)
-            total += base.loss(denoiser, pipe.scheduler, latents, noise, embed(pipe, text), timesteps).item() / 3
+            total += base.loss(latents, noise, embed(base.pipe, text), timesteps).item() / 3
         losses.append(total)
     return losses[0], losses[1] - losses[0]
 
 
 def sample_scores(pipe, split, num_frames, count, **call):
-    """Scores of generated videos on captions of a held-out split; see `evaluation/shapes_alignment.py`."""
+    """Scores of generated videos on captions of a held-out split; see `diffusers_jdm.shapes.evaluator`."""
     clips = [sample_clip(7, i, split, num_frames=9) for i in range(count)]
     pipe.set_progress_bar_config(disable=True)
     prompts = [" and ".join(f"a {o.colour} {o.shape}" for o in clip.objects) for clip in clips]
@@ -165,26 +163,19 @@ def sample_scores(pipe, split, num_frames, count, **call):
 
 def save_checkpoint(output_dir, name, denoiser, ema, optimizers, step):
     output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = output_dir / "training_state.pt.tmp"
-    torch.save(
-        {
-            name: denoiser.state_dict(),
-            "ema": ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "step": step,
-        },
-        temporary,
-    )
-    temporary.replace(output_dir / "training_state.pt")
+    state = {name: denoiser.state_dict(), "ema": ema.state_dict(), "step": step}
+    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+    with whole_file(output_dir / "training_state.pt") as temporary:
+        torch.save(state, temporary)
 
 
-def main(args, base=CogVideoXBase()):  # noqa: B008
+def main(args, base_class=SmallCogVideoX):
     torch.manual_seed(args.seed)
     model_dir, output_dir = Path(args.model_dir), Path(args.output_dir)
-    pipe = base.pipeline(model_dir)
-    vae, denoiser, scheduler = pipe.vae, getattr(pipe, base.denoiser), pipe.scheduler
+    base = base_class(base_class.new_pipeline(model_dir))
+    pipe, denoiser = base.pipe, base.pipe.components[base.component]
     cache = model_dir / "latents"
-    frames = encode_clips(base, vae, 1, args.num_single_frames, 1, cache, chunk=128)
+    frames = encode_clips(base, 1, args.num_single_frames, 1, cache, chunk=128)
     clips = None
 
     optimizers = build_optimizer(denoiser, base.blocks, args.learning_rate)
@@ -192,17 +183,16 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
     step = 0
     if (output_dir / "training_state.pt").exists():
         state = torch.load(output_dir / "training_state.pt", weights_only=True)
-        denoiser.load_state_dict(state[base.denoiser])
+        denoiser.load_state_dict(state[base.component])
         ema.load_state_dict(state["ema"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         step = state["step"]
     base_rates = (args.learning_rate, args.learning_rate / 2)
 
-    validation = swap_validation(base, vae, args.seed + 100)
-    log_snr = torch.log(scheduler.alphas_cumprod.clamp(1e-8, 1 - 1e-8)).sub(
-        torch.log1p(-scheduler.alphas_cumprod.clamp(1e-8, 1 - 1e-8))
-    )
+    validation = swap_validation(base, args.seed + 100)
+    alphas = pipe.scheduler.alphas_cumprod.clamp(1e-8, 1 - 1e-8)
+    log_snr = torch.log(alphas) - torch.log1p(-alphas)
     output_dir.mkdir(parents=True, exist_ok=True)
     running, start = [], time.time()
     progress = tqdm(range(step, args.max_train_steps), initial=step, total=args.max_train_steps, desc="base")
@@ -210,8 +200,8 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
         rng = np.random.default_rng([args.seed, step])
         use_clips = step >= args.frame_steps and rng.random() < args.clip_probability
         if use_clips and clips is None:
-            clips = encode_clips(base, vae, 2, args.num_clips, base.clip_frames, cache)
-        bank, seed, num_frames = (clips, 2, base.clip_frames) if use_clips else (frames, 1, 1)
+            clips = encode_clips(base, 2, args.num_clips, base.shapes_frames, cache)
+        bank, seed, num_frames = (clips, 2, base.shapes_frames) if use_clips else (frames, 1, 1)
         batch_size = args.clip_batch_size if use_clips else args.frame_batch_size
         indices = rng.integers(len(bank), size=batch_size)
         latents = bank[torch.from_numpy(indices)]
@@ -220,7 +210,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
         timesteps = sample_timesteps(log_snr, rng, batch_size, base.log_snr_mean)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = base.loss(denoiser, scheduler, latents, noise, embed(pipe, captions), timesteps)
+            loss = base.loss(latents, noise, embed(pipe, captions), timesteps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
         for optimizer, rate in zip(optimizers, base_rates):
@@ -230,7 +220,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
         ema.step(denoiser.parameters())
         running.append(loss.item())
         if (step + 1) % 100 == 0 or step + 1 == args.max_train_steps:
-            value, gap = swap_gap(base, pipe, validation, args.seed)
+            value, gap = swap_gap(base, validation, args.seed)
             record = {
                 "step": step + 1,
                 "loss": round(np.mean(running), 5),
@@ -243,7 +233,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
             if is_checkpoint:
                 ema.store(denoiser.parameters())
                 ema.copy_to(denoiser.parameters())
-                frames_shown = base.clip_frames if step >= args.frame_steps else 1
+                frames_shown = base.shapes_frames if step >= args.frame_steps else 1
                 record |= sample_scores(pipe, "pairs", frames_shown, args.validation_prompts, **base.call)
                 pipe.save_pretrained(output_dir / "pipeline")
                 ema.restore(denoiser.parameters())
@@ -251,7 +241,7 @@ def main(args, base=CogVideoXBase()):  # noqa: B008
             with open(output_dir / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")
             if is_checkpoint:  # last of all: after a kill, a state stands for a pipeline and a log that are written
-                save_checkpoint(output_dir, base.denoiser, denoiser, ema, optimizers, step + 1)
+                save_checkpoint(output_dir, base.component, denoiser, ema, optimizers, step + 1)
 
 
 if __name__ == "__main__":

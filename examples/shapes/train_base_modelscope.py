@@ -10,8 +10,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_base import main, parse_args
-from train_vae import as_frames
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffusers_jdm.bases.modelscope.base import ModelScope
 
 UNET_CONFIG = {
     "sample_size": 12,
@@ -37,16 +38,15 @@ SCHEDULER_CONFIG = {  # of text-to-video-ms-1.7b
 MAX_WEIGHT = 25
 
 
-class ModelScopeBase:
-    """What `train_base.py` has to know of the model."""
+class SmallModelScope(ModelScope):
+    """What `train_base.py` has to know beside what the base answers itself."""
 
-    denoiser = "unet"
-    clip_frames = 5  # each has latents of its own: 9 would cost three times what CogVideoX's do
     blocks = ".transformer_blocks."
     log_snr_mean = -1.5
     call = {"num_inference_steps": 25, "guidance_scale": 3.0}  # noqa: RUF012
 
-    def pipeline(self, model_dir):
+    @staticmethod
+    def new_pipeline(model_dir):
         unet = UNet3DConditionModel(**UNET_CONFIG)
         for module in unet.modules():  # a model this small underfits
             if isinstance(module, torch.nn.Dropout):
@@ -59,15 +59,12 @@ class ModelScopeBase:
             DDIMScheduler(**SCHEDULER_CONFIG),
         )
 
-    def encode(self, vae, video):
-        """(B, 3, F, H, W) → latents as the denoiser has them, (B, C, F, H, W)."""
-        latents = vae.encode(as_frames(video)).latent_dist.mode()
-        return latents.unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)
-
-    def loss(self, unet, scheduler, latents, noise, text, timesteps):
+    def loss(self, latents, noise, text, timesteps):
         """The noise's error, weighted as the error of v would be: else the noisy steps, which decide what is where,
         would count for nothing."""
-        prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, text, return_dict=False)[0]
+        scheduler = self.pipe.scheduler
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        prediction = self.predict(self.pipe.unet, noisy, timesteps, text)
         error = (prediction.float() - noise).square().mean((1, 2, 3, 4))
         return (error / scheduler.alphas_cumprod[timesteps].clamp(min=1 / MAX_WEIGHT)).mean()
 
@@ -86,4 +83,4 @@ if __name__ == "__main__":
     # On a CPU the backward pass of the math kernel is faster than the fused one.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     with sdpa_kernel(SDPBackend.MATH):
-        main(args, ModelScopeBase())
+        main(args, SmallModelScope)

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from tqdm import tqdm
 
+from diffusers_jdm.files import whole_file
 from diffusers_jdm.shapes.world import sample_clip
 
 VAE_CONFIG = {
@@ -110,9 +111,8 @@ def latent_std(vae, videos, to_input=as_clips, num_clips=64):
 def save(vae, optimizer, step, output_dir):
     output_dir.mkdir(parents=True, exist_ok=True)
     vae.save_pretrained(output_dir)
-    temporary = output_dir / "training_state.pt.tmp"
-    torch.save({"optimizer": optimizer.state_dict(), "step": step}, temporary)
-    temporary.replace(output_dir / "training_state.pt")
+    with whole_file(output_dir / "training_state.pt") as temporary:
+        torch.save({"optimizer": optimizer.state_dict(), "step": step}, temporary)
 
 
 def main(args, vae_class=AutoencoderKLCogVideoX, config=VAE_CONFIG, to_input=as_clips):

@@ -36,13 +36,13 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "convert",
         help="make a joint checkpoint from a base text-to-video pipeline",
-        description="Makes a joint checkpoint from a base text-to-video pipeline. It gives the base's videos, and must be trained "
-        "to give masks. docs/README.md lists the bases.",
+        description="Makes a joint checkpoint from a base text-to-video pipeline. It generates the same videos as the base, and "
+        "must be trained before it generates masks. docs/README.md lists the bases.",
     )
     parser.add_argument("base", metavar="BASE", help="folder or Hub repo of the base pipeline")
     parser.add_argument("out", metavar="OUT", help="new folder for the joint checkpoint")
-    parser.add_argument("--variant", help="which of the base's weights to take, e.g. fp16")
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repo")
+    parser.add_argument("--variant", help="variant of the base's weights, for example fp16")
+    parser.add_argument("--revision", help="Git revision of the base: a branch, a tag or a commit of its Hub repo")
     parser.set_defaults(run=_convert)
 
 
@@ -57,29 +57,45 @@ def _add_push(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "push",
         help="check a checkpoint or a LoRA, and upload it to the Hub",
-        description="Checks a checkpoint or a LoRA (a fresh process loads it and generates one step) and uploads it to the Hub "
-        "with its card. If the check fails, nothing is made there. The same command goes on after a broken connection.",
+        description="Checks a checkpoint or a LoRA and uploads it to the Hub with its card. For the check, a fresh process loads "
+        "it and generates with one denoising step; if that fails, nothing changes on the Hub. After a broken connection, run the "
+        "same command again: files that are there already are not uploaded twice.",
     )
-    parser.add_argument("folder", metavar="CHECKPOINT", help="folder of a pipeline, a LoRA, or what a training left")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="repo on the Hub, made if it is not there")
-    parser.add_argument("--private", action="store_true", default=None, help="make the repo private")
-    parser.add_argument("--revision", help="branch, made if it is not there; by default main")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request in place of a commit")
-    parser.add_argument("--commit_message", help="by default: Upload with diffusers-jdm")
-    parser.add_argument("--fp16", action="store_true", help="upload the weights in half precision, too")
     parser.add_argument(
-        "--max_shard_size", metavar="SIZE", help="write the weights anew, in files of at most 5GB, say"
+        "folder", metavar="CHECKPOINT", help="folder with a pipeline or a LoRA, such as the output of a training"
     )
-    parser.add_argument("--base", help="what it was made from: a Hub repo, for the card; of a LoRA also a folder")
-    parser.add_argument("--license", help="as the Hub writes it: apache-2.0; by default the base's, if it is known")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="repo on the Hub; it is created if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="create the repo as a private one")
+    parser.add_argument("--revision", help="branch to upload to, created if it does not exist (default: main)")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--commit_message", help="message of the commit (default: Upload with diffusers-jdm)")
+    parser.add_argument("--fp16", action="store_true", help="also upload the weights in half precision")
     parser.add_argument(
-        "--metrics", metavar="RUN", help="folder of `diffusers-jdm evaluate`: its figures go into the card"
+        "--max_shard_size",
+        metavar="SIZE",
+        help="split the weights anew into files of at most this size, for example 5GB",
     )
-    parser.add_argument("--metrics_of", metavar="NAME", help="of the checkpoint in RUN; by default the last")
     parser.add_argument(
-        "--sample", nargs=2, metavar=("PROMPT", "VIDEO"), action="append", default=[], help="for the card; repeat it"
+        "--base", help="model that it was trained from, for the card: a Hub repo; for a LoRA also a folder"
     )
-    parser.add_argument("--dry_run", action="store_true", help="only check, and list what would be uploaded")
+    parser.add_argument(
+        "--license", help="licence by the Hub's name, for example apache-2.0 (default: the base's, if known)"
+    )
+    parser.add_argument(
+        "--metrics", metavar="RUN", help="output folder of `diffusers-jdm evaluate`, whose figures go into the card"
+    )
+    parser.add_argument(
+        "--metrics_of", metavar="NAME", help="checkpoint in RUN whose figures are taken (default: the last)"
+    )
+    parser.add_argument(
+        "--sample",
+        nargs=2,
+        metavar=("PROMPT", "VIDEO"),
+        action="append",
+        default=[],
+        help="show a generated video on the card; can be repeated",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="check, and list the files, without uploading them")
     parser.set_defaults(run=_push)
 
 
@@ -108,27 +124,39 @@ def _add_prepare(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "prepare",
         help="make a training set from a folder of videos",
-        description="Makes a training set from a folder of videos: captions, object masks, regional captions and CMI. The same "
-        "command goes on after a stop, and after videos have been added.",
+        description="Makes a training set from a folder of videos: captions, object masks, regional captions and CMI. Run the same "
+        "command again to continue after a stop, or after adding videos.",
     )
     parser.add_argument("videos", metavar="VIDEOS", nargs="?", help="folder with videos, or what the importer reads")
     parser.add_argument("out", metavar="OUT", nargs="?", help="folder of the training set")
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
-    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML, and stop")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and exit")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="change one setting")
-    parser.add_argument("--importer", choices=("davis", "sav"), help="VIDEOS has masks already: DAVIS-like, or SA-V")
+    parser.add_argument(
+        "--importer",
+        choices=("davis", "sav"),
+        help="VIDEOS is a data set with masks, in the layout of DAVIS or of SA-V",
+    )
     parser.add_argument("--stages", metavar="A,B", help="run these stages only")
-    parser.add_argument("--redo", metavar="STAGE", help="do this stage and what follows from it anew")
-    parser.add_argument("--report", action="store_true", help="only write report.html of what there is; runs no model")
-    parser.add_argument("--copy_videos", action="store_true", help="copy the kept videos into OUT in place of links")
-    parser.add_argument("--workers", type=int, help="shards worked at together; by default 1 here, all on a cluster")
-    parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="where")
+    parser.add_argument("--redo", metavar="STAGE", help="run this stage and all later ones again")
+    parser.add_argument(
+        "--report", action="store_true", help="only write report.html, from what is there; no model is run"
+    )
+    parser.add_argument(
+        "--copy_videos", action="store_true", help="copy the videos into OUT instead of linking to them"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="number of shards processed at the same time (default: 1 on this machine, all on a cluster)",
+    )
+    parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="where to run")
     parser.add_argument(
         "--executor_args",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="of datatrove's executor: time=10:00:00",
+        help="argument of datatrove's executor, for example time=10:00:00; can be repeated",
     )
     parser.set_defaults(run=_prepare)
 
@@ -175,17 +203,23 @@ def _prepare(arguments: argparse.Namespace) -> None:
 def _add_dataset(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("dataset", help="check a training set, or publish it")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    check = verbs.add_parser("check", help="say everything that is wrong with a training set")
+    check = verbs.add_parser("check", help="validate a training set: files, sizes, masks, captions")
     check.add_argument("folder", metavar="DATASET", help="folder or Hub repo")
-    check.add_argument("--no_decode", action="store_true", help="do not decode the videos, which takes the longest")
+    check.add_argument("--no_decode", action="store_true", help="skip the decoding of the videos, which takes longest")
     check.set_defaults(run=_check_dataset)
     push = verbs.add_parser("push", help="upload the annotations of a training set to the Hub")
     push.add_argument("folder", metavar="DATASET", help="folder with the training set")
-    push.add_argument("repo_id", metavar="ORG/NAME", help="data set repo on the Hub, made if it is not there")
-    push.add_argument("--with_footage", action="store_true", help="upload the videos too; mind their licence")
-    push.add_argument("--license", default="unknown", help="of the data set, as the Hub writes it: cc-by-4.0")
-    push.add_argument("--private", action="store_true", help="make the repo private")
-    push.add_argument("--dry_run", action="store_true", help="check, write the card, and list what would be uploaded")
+    push.add_argument(
+        "repo_id", metavar="ORG/NAME", help="data set repo on the Hub; it is created if it does not exist"
+    )
+    push.add_argument("--with_footage", action="store_true", help="also upload the videos; check their licence first")
+    push.add_argument(
+        "--license", default="unknown", help="licence of the data set by the Hub's name, for example cc-by-4.0"
+    )
+    push.add_argument("--private", action="store_true", help="create the repo as a private one")
+    push.add_argument(
+        "--dry_run", action="store_true", help="check, write the card, and list the files, without uploading them"
+    )
     push.set_defaults(run=_push_dataset)
 
 
@@ -218,10 +252,11 @@ def _push_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
-    from diffusers_jdm.evaluation import benchmark_commands, commands
+    from diffusers_jdm.evaluation import commands
+    from diffusers_jdm.evaluation.benchmarks import commands as benchmark_commands
 
     parser = verbs.add_parser(
-        "evaluate", help="measure masks and alignment; make what benchmarks want, and read their results"
+        "evaluate", help="measure masks and alignment, generate videos for benchmarks, read their results"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     commands.add_masks_verb(verbs)

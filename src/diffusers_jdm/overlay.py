@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 from diffusers.utils import export_to_gif, export_to_video
 
+from diffusers_jdm.files import whole_file
+
 Images = list[PIL.Image.Image] | np.ndarray
 
 
@@ -74,17 +76,12 @@ def export_overlay(
 
 
 def _write(images: list[PIL.Image.Image], target: Path, fps: int) -> None:
-    """Writes a video under another name first: a stopped run leaves no half file under the right one."""
-    partial = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")  # the suffix picks the format
-    try:
+    with whole_file(target) as temporary:
         if target.suffix.lower() == ".gif":
-            export_to_gif(images, str(partial), fps=fps)
+            export_to_gif(images, str(temporary), fps=fps)
         else:
             # 2 is what mp4 needs; by default ffmpeg would stretch the video to multiples of 16
-            export_to_video(images, str(partial), fps=fps, macro_block_size=2)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+            export_to_video(images, str(temporary), fps=fps, macro_block_size=2)
 
 
 def _one_video(frames: Images, masks: Images) -> tuple[np.ndarray, np.ndarray]:

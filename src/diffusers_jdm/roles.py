@@ -14,7 +14,6 @@ ROLES: dict[str, tuple[int, int]] = {
     "video": (GENERATE, IGNORE),  # L_diff (Eq. 3), with the null mask
     "layout": (GENERATE, CONDITION),
     "segment": (CONDITION, GENERATE),
-    "mask_only": (IGNORE, GENERATE),
 }
 """The roles of video and mask, by name."""
 

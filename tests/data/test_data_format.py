@@ -11,6 +11,7 @@ from diffusers_jdm.data.manifest import SCHEMA, SCHEMA_VERSION, VERSION_KEY
 from diffusers_jdm.data.prepare.write_dataset import dataset_schema
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
+REGION = SCHEMA.field("regions").type.value_type
 
 
 def rows_of(heading):
@@ -26,21 +27,16 @@ def in_words(kind):
     return "struct" if pa.types.is_struct(kind) else {"float": "float32"}.get(str(kind), str(kind))
 
 
-def test_the_tables_are_the_schema():
-    region = SCHEMA.field("regions").type.value_type
+def test_the_tables_are_the_schema_and_what_prepare_adds_is_named():
     assert [cells[:2] for cells in rows_of("Column")] == [[f"`{f.name}`", in_words(f.type)] for f in SCHEMA]
-    assert [cells[:2] for cells in rows_of("Field")] == [[f"`{f.name}`", in_words(f.type)] for f in region]
+    assert [cells[:2] for cells in rows_of("Field")] == [[f"`{f.name}`", in_words(f.type)] for f in REGION]
     assert rows_of("Version")[-1][0] == str(SCHEMA_VERSION)
     assert f"`{VERSION_KEY.decode()}: {SCHEMA_VERSION}`" in DOCUMENT
-
-
-def test_what_prepare_adds_is_named():
     schema = dataset_schema()
-    region = schema.field("regions").type.value_type
-    known = {*SCHEMA.names, *[field.name for field in SCHEMA.field("regions").type.value_type]}
+    added = {*schema.names, *[field.name for field in schema.field("regions").type.value_type]}
     (paragraph,) = re.findall(r"\n(`prepare` adds .*?)\n\n", DOCUMENT, re.DOTALL)
     named = set(re.findall(r"`(\w+)`", paragraph)) - {"prepare", "regions"}
-    assert named == {*schema.names, *[field.name for field in region]} - known
+    assert named == added - {*SCHEMA.names, *[field.name for field in REGION]}
 
 
 def test_its_code_runs(tmp_path, monkeypatch):

@@ -9,40 +9,23 @@ import pytest
 from diffusers_jdm.data.ids import Ids, packed
 
 
-@pytest.fixture
-def names():
+def test_they_are_a_sequence_of_str_in_pythons_order():
     rng = random.Random(0)
-    letters = "abcXYZ-_09 é中\U0001f600"
-    return ["".join(rng.choices(letters, k=rng.randint(1, 20))) for _ in range(500)]
-
-
-def test_they_are_a_sequence_of_str(names):
+    names = ["".join(rng.choices("abcXYZ-_09 é中\U0001f600", k=rng.randint(1, 20))) for _ in range(500)]
     ids = Ids([packed(names[:3]), packed([]), packed(names[3:])])
     assert list(ids) == names == [ids[i] for i in range(len(ids))] and ids[-1] == names[-1]
     assert ids == names and ids != names[:-1] and ids != names[::-1] and ids == pickle.loads(pickle.dumps(ids))
-    assert Ids([packed(["a"])]) != "a"
+    assert Ids([packed(["a"])]) != "a" and repr(ids) == "<500 ids>" and len(Ids([])) == 0
     assert names[7] in ids and ids.index(names[7]) == names.index(names[7])
     with pytest.raises(IndexError):
         ids[500]
-    assert len(Ids([])) == 0 and list(Ids([packed([])])) == [] and Ids([]).double() is None
-
-
-def test_their_order_is_that_of_python(names):
-    ids = Ids([packed(names)])
-    order = ids.order()
-    assert ids.take(order) == sorted(names)
-    assert order.tolist() == sorted(range(len(names)), key=names.__getitem__)
-    assert ids.take(np.array([4, 2])) == [names[4], names[2]]
+    assert ids.take(ids.order()) == sorted(names) and ids.take(np.array([4, 2])) == [names[4], names[2]]
 
 
 def test_a_name_that_is_there_twice_is_found():
     assert Ids([packed(["b", "a"]), packed(["c"])]).double() is None
     assert Ids([packed(["b", "a"]), packed(["c", "b", "b"])]).double() == ("b", 3)
-
-
-def test_many_take_their_bytes():
-    ids = Ids(packed([f"clip-{i:08d}" for i in range(k, k + 1000)]) for k in range(0, 100_000, 1000))
-    assert len(pickle.dumps(ids)) < 13 * 100_000 + 1000
+    assert Ids([packed([])]).double() is None
 
 
 @pytest.mark.parametrize("name", ["a\0", "x" * 1001, 7, None, "\ud800"])

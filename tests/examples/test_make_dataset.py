@@ -1,20 +1,17 @@
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_scripts import script as load
 
 from diffusers_jdm.data.manifest import Manifest
 from diffusers_jdm.samples.dataset import Region
 from diffusers_jdm.samples.videos import VideoSource
-from diffusers_jdm.shapes.world import COLOURS, MOTIONS, SHAPES, STILL, ShapeObject, phrase, sample_clip
+from diffusers_jdm.shapes.signals import depth_map, edge_map
+from diffusers_jdm.shapes.world import phrase, sample_clip
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "shapes" / "make_dataset.py"
-spec = importlib.util.spec_from_file_location("make_dataset", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+script = load("make_dataset")
 
 
 def make(folder, *extra):
@@ -23,20 +20,23 @@ def make(folder, *extra):
 
 
 def test_the_set_is_the_small_world(tmp_path):
-    make(tmp_path)
+    make(tmp_path, "--signals")
     source = VideoSource(tmp_path, 5, 48, 48)
+    signals = {name: VideoSource(tmp_path, 5, 48, 48, signal=name) for name in ("depth", "hed")}
     assert len(source.ids) == 3
     for index in range(3):
         clip = sample_clip(7, index, num_frames=5)
-        sample = source.read(index, None)
+        sample, row = source.read(index, None), source.row(index)
         assert sample["prompt"] == clip.caption
         assert np.abs(sample["video"].numpy().astype(int) - clip.video).max() <= 2
-        row = source.row(index)
         assert tuple(region["caption"] for region in row["regions"]) == clip.region_captions
         assert np.array_equal(row["cmi"], np.zeros((len(clip.objects),) * 2))
         for i, mask in enumerate(clip.masks):
             assert np.array_equal(source.read(index, Region(1 << i, "", 0.0))["mask"], mask)
             assert row["regions"][i]["area"] == pytest.approx(mask.mean())
+        for name, draw in (("depth", depth_map), ("hed", edge_map)):
+            found = signals[name].signal_of(signals[name].row(index)).astype(int)
+            assert np.abs(found - draw(clip.objects, 48, 48)).max() <= 2
 
 
 def test_a_finished_set_is_left_alone_and_another_one_is_not_mixed_in(tmp_path):
@@ -47,10 +47,13 @@ def test_a_finished_set_is_left_alone_and_another_one_is_not_mixed_in(tmp_path):
     for extra in (("--seed", 8), ("--num_clips", 4), ("--num_frames", 9), ("--resolution", 64)):
         with pytest.raises(SystemExit, match="holds another training set"):
             make(tmp_path, *extra)
+    (tmp_path / "manifest-00000-of-00001.parquet").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"^error: .*cannot be read as a parquet file.* Delete .*, or take another"):
+        make(tmp_path)
 
 
 def test_an_unfinished_set_is_made_anew(tmp_path, monkeypatch):
-    make_row = script.make_row
+    make_row, write = script.make_row, script.write_manifest
 
     def stop_at_the_second(args, index):
         if index == 1:
@@ -61,27 +64,15 @@ def test_an_unfinished_set_is_made_anew(tmp_path, monkeypatch):
         context.setattr(script, "make_row", stop_at_the_second)
         make(tmp_path)
     assert not list(tmp_path.glob("*.parquet"))
-    make(tmp_path)
-    assert len(Manifest(tmp_path)) == 3
-
-
-def test_a_manifest_of_which_files_are_missing_is_made_anew(tmp_path, monkeypatch):
-    """Killed between the renames of its files, at the end."""
-    write = script.write_manifest
     monkeypatch.setattr(script, "write_manifest", lambda *args, **kwargs: write(*args, rows_per_file=1, **kwargs))
     make(tmp_path)
+    assert len(Manifest(tmp_path)) == 3
+    # killed between the renames of the manifest's files, at the end
     (tmp_path / "manifest-00002-of-00003.parquet").rename(tmp_path / "manifest-00002.parquet.tmp")
     with pytest.raises(ValueError, match="not complete"):
         Manifest(tmp_path)
     make(tmp_path)
     assert len(Manifest(tmp_path)) == 3 and not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_damaged_manifest_is_one_clear_line(tmp_path):
-    make(tmp_path)
-    (tmp_path / "manifest-00000-of-00001.parquet").write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"^error: .*cannot be read as a parquet file.* Delete .*, or take another"):
-        make(tmp_path)
 
 
 def test_cmi_grows_with_the_words_that_two_captions_share():
@@ -97,13 +88,3 @@ def test_cmi_grows_with_the_words_that_two_captions_share():
     both = matrix(one, ("blue", "circle", "moving left"))
     assert none[0, 1] < 0 < shape[0, 1] < both[0, 1]
     assert np.array_equal(both, both.T) and both[0, 0] == 0
-
-
-def test_the_mean_of_the_negatives_is_that_of_all_captions():
-    words = [
-        script.words_of(ShapeObject(colour, shape, motion, 1.0, np.zeros((1, 2))), f"a {colour} {shape} {motion}")
-        for colour in COLOURS
-        for shape in SHAPES
-        for motion in (*MOTIONS, STILL)
-    ]
-    np.testing.assert_allclose(np.mean(words, axis=0), script.MEAN_WORDS)

@@ -1,29 +1,23 @@
 """The cards of checkpoints that do not exist: they say so, claim nothing, and are what the script makes now."""
 
-import sys
-from pathlib import Path
-
 import pytest
 from huggingface_hub import ModelCard
+from small_scripts import ROOT, script
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-from planned_cards import PLANNED, planned_card
-
-ROOT = Path(__file__).parents[2]
+cards, CARDS = script("planned_cards"), ROOT / "model_cards"
 PARAMETERS = {"jdm-cogvideox-2b": 1_694_029_696, "jdm-text-to-video-ms-1.7b": 1_411_256_904}  # they round to Table 6's
 
 
-@pytest.mark.parametrize("name", PLANNED)
+@pytest.mark.parametrize("name", cards.planned())
 def test_planned_card(name, tmp_path):
-    path = planned_card(name, tmp_path)
-    assert path.read_text() == (ROOT / "model_cards" / path.name).read_text(), "run examples/planned_cards.py"
-
+    path = cards.planned_card(name, tmp_path)
+    assert path.read_text() == (CARDS / path.name).read_text(), "run examples/planned_cards.py"
     card = ModelCard.load(path)
     assert card.text.index("does not exist yet") < card.text.index("## Load it")
     assert "None were measured" in card.text and card.data.eval_results is None
     assert f"{PARAMETERS[name]:,} parameters" in card.text
-    assert card.data.base_model == PLANNED[name][1]
+    assert card.data.base_model == cards.repo_of(cards.planned()[name])
 
 
 def test_no_card_is_left_out():
-    assert {path.stem for path in (ROOT / "model_cards").iterdir()} == set(PLANNED)
+    assert {path.stem for path in CARDS.iterdir()} == {*cards.planned()}

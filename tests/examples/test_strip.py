@@ -1,14 +1,12 @@
 """The moving picture of the README: all frames there and back, and what is generated is what is shown."""
 
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from small_scripts import script
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import strip
+strip = script("strip")
 
 
 def test_cells_show_the_video_and_its_overlay():
@@ -16,16 +14,15 @@ def test_cells_show_the_video_and_its_overlay():
     videos[1, ..., 0] = 1.0  # red
     masks[1, 2] = 1.0  # only in its last frame
     pictures = strip.strip(["one", "two"], videos, masks)
-    assert len(pictures) == 3
-    column, rows = strip.SIZE + strip.GAP + 9, (strip.TEXT + 9, strip.TEXT + strip.SIZE + strip.GAP + 9)
-    assert [pictures[0].getpixel((9, row)) for row in rows] == [(0, 0, 0)] * 2
-    assert [pictures[0].getpixel((column, row)) for row in rows] == [(255, 0, 0)] * 2
-    video, overlay = (pictures[2].getpixel((column, row)) for row in rows)
-    assert video == (255, 0, 0) and min(overlay) > 150
+    column, row = strip.SIZE + strip.GAP, strip.SIZE + strip.GAP
+    assert pictures[0].getpixel((9, strip.TEXT + 9)) == (0, 0, 0)
+    for picture in pictures:
+        assert picture.getpixel((column + 9, strip.TEXT + 9)) == (255, 0, 0)
+    overlays = [picture.getpixel((column + 9, strip.TEXT + row + 9)) for picture in pictures]
+    assert overlays[:2] == [(255, 0, 0)] * 2 and min(overlays[2]) > 150
 
 
-def test_picture_loops_there_and_back(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
+def test_picture_loops_there_and_back(tmp_path):
     path = tmp_path / "new" / "strip.gif"
     strip.main(Namespace(output=str(path), num_inference_steps=2, guidance_scale=3.0, seed=0))
     with Image.open(path) as picture:

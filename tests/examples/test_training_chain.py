@@ -1,78 +1,91 @@
-"""Every CogVideoX stage of examples/shapes/train.sh once, in very small, from nothing to a joint pipeline that loads."""
+"""Every stage of examples/shapes/train.sh once, in very small, from nothing to a checkpoint that is shipped and measured."""
 
 import json
-import runpy
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from small_scripts import run_script, script
 
-from diffusers_jdm import CogVideoXJDMPipeline
+from diffusers_jdm.bases.base import base_named
 
-ROOT = Path(__file__).parents[2]
-
-
-def run(script, *arguments, cwd=ROOT):
-    """A script as its command would, but in this process: to start one takes longer than most of these stages."""
-    path = ROOT / script
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(cwd)
-        patch.syspath_prepend(path.parent)
-        patch.setattr("sys.argv", [str(path), *map(str, arguments)])
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)  # which the next script must not find
-            GradientState._reset_state()
+train_base, SHIPPED = script("train_base"), script("shipped").SHIPPED
+STEPS = ["--train_batch_size", 2, "--logging_steps", 1, "--disable_vae_tiling"]
+SAMPLING = ["--n_prompts", 2, "--num_inference_steps", 1]
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    vae = ["--output_dir", folder / "vae", "--num_clips", 64, "--frame_steps", 1, "--frame_batch_size", 2]
-    run("examples/shapes/train_vae.py", *vae, "--clip_steps", 1, "--clip_batch_size", 1, "--checkpointing_steps", 2)
-    run("examples/shapes/train_text_encoder.py", "--output_dir", folder, "--max_train_steps", 3)
-    base = ["--model_dir", folder, "--output_dir", folder / "base", "--num_single_frames", 8, "--num_clips", 4]
-    base += ["--frame_batch_size", 2, "--clip_batch_size", 2, "--checkpointing_steps", 2, "--validation_prompts", 1]
-    run("examples/shapes/train_base.py", *base, "--frame_steps", 1, "--max_train_steps", 2, "--clip_probability", 1)
-    make_joint(folder, "cogvideox")
-    add_roles(folder)
-    return folder
+def chain_of(tmp_path_factory):
+    """The folder in which the stages of a base have run, by the base's name."""
+
+    @cache
+    def make(name):
+        folder, suffix = tmp_path_factory.mktemp(name), SHIPPED[name].joint.removeprefix("joint")
+        small = ["--frame_batch_size", 2, "--frame_steps", 1, "--checkpointing_steps", 2]
+        vae = ["--output_dir", folder / "vae", "--num_clips", 64, "--clip_steps", 1, "--clip_batch_size", 1]
+        run_script(f"examples/shapes/train_vae{suffix}.py", *small, *vae)
+        run_script(f"examples/shapes/train_text_encoder{suffix}.py", "--output_dir", folder, "--max_train_steps", 3)
+        base = ["--model_dir", folder, "--output_dir", folder / "base", "--num_single_frames", 8, "--num_clips", 4]
+        base += ["--clip_batch_size", 2, "--validation_prompts", 1, "--max_train_steps", 2, "--clip_probability", 1]
+        run_script(f"examples/shapes/train_base{suffix}.py", *small, *base)
+        run_script("examples/shapes/make_dataset.py", "--output_dir", folder / "dataset", "--num_clips", 4)
+        plain = ["--pretrained_model_name_or_path", folder / "base/pipeline", "--mixed_precision", "bf16"]
+        latents = ["--train_data_dir", folder / "dataset", "--output_dir", folder / "jdm_latents", "--num_subsets", 7]
+        latents += ["--disable_vae_tiling", "--num_frames", base_named(name).shapes_frames]
+        run_script("train_scripts/precompute_latents.py", *plain, *latents)
+        joint = ["--output_dir", folder / "joint", "--max_train_steps", 2, "--lr_warmup_steps", 1, "--use_ema"]
+        train(name, folder, *plain, *joint, "--lr_scheduler", "cosine", "--loss_weight", 0.5)
+        if "roles" in SHIPPED[name].stages:
+            add_roles(name, folder)
+        return folder
+
+    def train(name, folder, *flags):
+        run_script(f"train_scripts/train_jdm_{name}.py", "--train_data_dir", folder / "jdm_latents", *STEPS, *flags)
+
+    def add_roles(name, folder):
+        roles = ["--segment_probability", 0.4, "--layout_probability", 0.4, "--max_train_steps", 1]
+        for start, end in (("joint", "roles"), ("roles", "roles_longer")):
+            train(
+                name, folder, "--pretrained_model_name_or_path", folder / start, "--output_dir", folder / end, *roles
+            )
+        decoder = ["--pretrained_model_name_or_path", folder / "roles_longer", "--train_data_dir", folder / "dataset"]
+        decoder += ["--output_dir", folder / "mask_decoder", "--max_train_steps", 2, "--train_batch_size", 2]
+        decoder += ["--hidden_channels", 8, "--num_layers", 1, "--heldout_samples", 1, "--pool_size", 4]
+        run_script("train_scripts/train_mask_decoder.py", *decoder, "--disable_vae_tiling")
+
+    return make
 
 
-def make_joint(folder, family, *precompute):
-    """A training set of 4 clips, its latents, and two steps of the joint model, which goes to `folder / "joint"`."""
-    base = ["--pretrained_model_name_or_path", folder / "base" / "pipeline", "--disable_vae_tiling"]
-    base += ["--mixed_precision", "bf16"]
-    run("examples/shapes/make_dataset.py", "--output_dir", folder / "dataset", "--num_clips", 4)
-    latents = ["--train_data_dir", folder / "dataset", "--output_dir", folder / "jdm_latents", "--num_subsets", 7]
-    run("train_scripts/precompute_latents.py", *base, *latents, "--batch_size", 8, *precompute)
-    joint = ["--train_data_dir", folder / "jdm_latents", "--output_dir", folder / "joint", "--loss_weight", 0.5]
-    joint += ["--lr_scheduler", "cosine", "--lr_warmup_steps", 1, "--train_batch_size", 2, "--max_train_steps", 2]
-    run(f"train_scripts/train_jdm_{family}.py", *base, *joint, "--logging_steps", 1, "--use_ema")
+@pytest.fixture
+def out(chain_of, base_name):
+    return chain_of(base_name)
 
 
-def add_roles(folder):
-    """A step with roles from the joint model, another one from there, and two of its mask decoder."""
-    for start, end in (("joint", "roles"), ("roles", "roles_longer")):
-        flags = ["--pretrained_model_name_or_path", folder / start, "--train_data_dir", folder / "jdm_latents"]
-        flags += ["--output_dir", folder / end, "--segment_probability", 0.4, "--layout_probability", 0.4]
-        flags += ["--train_batch_size", 2, "--max_train_steps", 1, "--logging_steps", 1, "--disable_vae_tiling"]
-        run("train_scripts/train_jdm_cogvideox.py", *flags)
-    flags = ["--pretrained_model_name_or_path", folder / "roles_longer", "--train_data_dir", folder / "dataset"]
-    flags += ["--output_dir", folder / "mask_decoder", "--max_train_steps", 2, "--train_batch_size", 2]
-    flags += ["--hidden_channels", 8, "--num_layers", 1, "--heldout_samples", 1, "--pool_size", 4]
-    run("train_scripts/train_mask_decoder.py", *flags, "--disable_vae_tiling")
+def test_the_chain_ends_in_a_joint_pipeline(out, base_name):
+    base = base_named(base_name)
+    pipe = DiffusionPipeline.from_pretrained(out / "joint")
+    assert isinstance(pipe, base.joint_pipeline)
+    call = {"num_frames": base.shapes_frames, "num_inference_steps": 2, "return_masks": True, "output_type": "pt"}
+    result = pipe("a red circle and a blue square", generator=torch.manual_seed(0), **call)
+    assert result.frames.shape == (1, base.shapes_frames, 3, 48, 48)
+    assert result.masks.shape == (1, base.shapes_frames, 48, 48)
+    (clips,) = (out / "latents").glob("4x*-seed2-*.safetensors")
+    assert 0.7 < load_file(clips)["latents"].float().std() < 1.4
 
 
+def test_words_are_whole_tokens(out):
+    tokenizer = DiffusionPipeline.from_pretrained(out / "base/pipeline").tokenizer
+    words = [token.strip("▁").removesuffix("</w>") for token in tokenizer.tokenize("A red circle, moving left.")]
+    assert words == ["a", "red", "circle", ",", "moving", "left", "."]
+    assert tokenizer.unk_token_id not in tokenizer("dogs", add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("base_name", ["cogvideox"])
 def test_a_kill_after_the_last_state_of_the_base_leaves_its_pipeline(out, tmp_path, monkeypatch):
     """The rerun has nothing left to do, so what is there must be of the last step."""
-    monkeypatch.syspath_prepend(ROOT / "examples" / "shapes")
-    import train_base
-
     save = train_base.save_checkpoint
 
     def killed(*args):
@@ -95,55 +108,57 @@ def test_a_kill_after_the_last_state_of_the_base_leaves_its_pipeline(out, tmp_pa
     assert all(torch.equal(p, q) for p, q in zip(transformer.parameters(), ema))
 
 
-def test_the_chain_ends_in_a_joint_pipeline(out):
-    pipe = DiffusionPipeline.from_pretrained(out / "joint")
-    assert isinstance(pipe, CogVideoXJDMPipeline)
-    result = pipe(
-        "a red circle and a blue square", num_inference_steps=2, return_masks=True, output_type="pt",
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    assert result.frames.shape == (1, 9, 3, 48, 48)
-    assert result.masks.shape == (1, 9, 48, 48)
+def ship(name, out, *flags):
+    target = ["--output_dir", out / "shipped", "--model_dir", out]
+    run_script("examples/shapes/ship.py", "--base_name", name, *target, *flags)
 
 
-def test_words_are_whole_tokens(out):
-    from transformers import T5Tokenizer
+def test_what_is_shipped_is_measured_and_its_cards_say_so(out, base_name):
+    shipped = SHIPPED[base_name]
+    ship(base_name, out)
+    joint = out / "shipped" / shipped.joint
+    assert {path.name for path in (out / "shipped").iterdir()} == {*shipped.sources, "logs"}
+    logs = {f"{shipped.logs}{stage}.jsonl" for stage in shipped.stages}
+    assert {path.name for path in (out / "shipped/logs").iterdir()} == logs
+    parts = DiffusionPipeline.from_pretrained(joint).components.values()
+    assert {part.dtype for part in parts if isinstance(part, torch.nn.Module)} == {torch.float32}
+    card = (joint / "README.md").read_text()
+    assert "None were measured" in card and "follows the colour word alone" in card and "ORG/NAME" not in card
+    assert ("num_frames=5" in card) == (base_name == "modelscope")
 
-    tokenizer = T5Tokenizer.from_pretrained(out / "tokenizer")
-    assert tokenizer.tokenize("A red circle, moving left.") == ["▁a", "▁red", "▁circle", ",", "▁moving", "▁left", "."]
+    bench = ["--base_name", base_name, "--joint", joint, "--base", out / "base/pipeline", *SAMPLING]
+    run_script("benchmarks/bench_shapes.py", *bench, cwd=out)
+    file = out / f"outputs/bench/{shipped.report}.json"
+    report = json.loads(file.read_text())
+    assert report["num_frames"] == base_named(base_name).shapes_frames and report["n_prompts"] == 2
+    assert report["ceiling"].keys() <= report.keys() and report["ceiling"]["all_objects"] == 1.0
+    assert report["base"].keys() == report["ceiling"].keys() - {"mask_iou", "mask_iou_one_of_two"}
+    assert {"null", "versions", "commit", "machine"} <= report.keys()
 
-
-def test_what_is_shipped_is_measured_and_its_card_says_so(out):
-    ship = ["--model_dir", out, "--output_dir", out / "shipped"]
-    run("examples/shapes/ship.py", *ship)
-    assert "None were measured" in (out / "shipped/joint/README.md").read_text()
-    assert {path.name for path in (out / "shipped/logs").iterdir()} == {
-        "vae.jsonl", "text_encoder.jsonl", "base.jsonl", "joint.jsonl", "roles.jsonl", "roles_longer.jsonl",
-        "mask_decoder.jsonl",
-    }  # fmt: skip
-    sampling = ["--n_prompts", 2, "--num_inference_steps", 2]
-    run("benchmarks/bench_roles.py", "--joint", out / "shipped/joint", *sampling, cwd=out)
-    report = json.loads((out / "outputs/bench/roles.json").read_text())
-    assert {"joint", "segment_iou", "clamp_iou", "layout_iou", "per_object_iou", "versions"} <= report.keys()
-    sheet = ["--checkpoint", out / "shipped/joint", "--num_inference_steps", 1, "--output", out / "roles.png"]
-    run("examples/roles.py", *sheet)
-    assert (out / "roles.png").exists()
-    models = ["--joint", out / "shipped/joint", "--base", out / "shipped/base"]
-    run("benchmarks/bench_shapes.py", *models, *sampling, cwd=out)
-    run("benchmarks/bench_mask_guidance.py", *models[:2], *sampling, "--scales", 1, 2, cwd=out)
-    report = json.loads((out / "outputs/bench/shapes.json").read_text())
-    keys = {"colour", "object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two"}
-    assert keys <= report.keys() and keys <= report["null"].keys() and keys <= report["ceiling"].keys()
-    assert report["ceiling"]["all_objects"] == 1.0 and report["n_prompts"] == 2
-    assert {"versions", "commit", "machine"} <= report.keys()
-
-    run("examples/shapes/ship.py", *ship, "--cards_only", "--report", out / "outputs/bench/shapes.json")
-    assert f"| {report['colour']:.3f} (ceiling" in (out / "shipped/joint/README.md").read_text()
-    assert f"| {report['base']['colour']:.3f} (ceiling" in (out / "shipped/base/README.md").read_text()
-    for name, figures in {"joint": report, "base": report["base"]}.items():
-        card = ModelCard.load(out / "shipped" / name / "README.md")
+    ship(base_name, out, "--cards_only", "--report", file)
+    figures = {shipped.joint: report} | ({shipped.base: report["base"]} if shipped.base else {})
+    for folder, values in figures.items():
+        card = ModelCard.load(out / "shipped" / folder / "README.md")
+        assert f"| {values['colour']:.3f} (ceiling" in card.text and f"--base_name {base_name}" in card.text
         results = {(result.dataset_split, result.metric_type): result for result in card.data.eval_results}
-        assert results["pairs", "colour"].metric_value == round(figures["colour"], 4)
-        unseen = report["unseen"] if name == "joint" else report["unseen"]["base"]
+        assert results["pairs", "colour"].metric_value == round(values["colour"], 4)
+        unseen = report["unseen"] if values is report else report["unseen"]["base"]
         assert results["unseen", "count"].metric_value == round(unseen["count"], 4)
         assert results["unseen", "count"].dataset_name != results["pairs", "count"].dataset_name
+
+
+@pytest.mark.parametrize("base_name", ["cogvideox"])
+def test_what_has_roles_is_measured_in_all_directions(out, tmp_path):
+    joint = out / "roles_longer"
+    run_script("benchmarks/bench_roles.py", "--joint", joint, *SAMPLING, cwd=tmp_path)
+    report = json.loads((tmp_path / "outputs/bench/roles.json").read_text())
+    assert {"joint", "segment_iou", "clamp_iou", "layout_iou", "per_object_iou", "versions"} <= report.keys()
+    assert report["words"]["another colour"].keys() == {"found", "iou", "clips"}
+    run_script("benchmarks/bench_mask_guidance.py", "--joint", joint, *SAMPLING, "--scales", 1, 2, cwd=tmp_path)
+    assert json.loads((tmp_path / "outputs/bench/mask-guidance.json").read_text())["scales"].keys() == {
+        "scale 1",
+        "scale 2",
+    }
+    sheet = ["--checkpoint", joint, "--num_inference_steps", 1, "--output", tmp_path / "roles.png"]
+    run_script("examples/roles.py", *sheet)
+    assert (tmp_path / "roles.png").exists()

@@ -7,135 +7,122 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard
-from test_loading import DENOISERS, KINDS, PIPELINES, assert_is_a_whole_repo, joint_pipeline, same_weights
+from small_repos import assert_is_a_whole_repo, assert_same_tensors, assert_same_weights, island, joint_pipeline
 
 from diffusers_jdm import export_repo, write_card
+from diffusers_jdm.bases import FOLDERS
+from diffusers_jdm.bases.base import base_named
 from diffusers_jdm.roles import add_roles
 
 
-@KINDS
-def test_export_has_both_precisions(kind, tmp_path):
-    pipe = joint_pipeline(kind)
-    folder = export_repo(
-        pipe, tmp_path / "repo", fp16=True, max_shard_size="20KB", repo_id="lab/video", training="On x."
-    )
-    assert folder == tmp_path / "repo"
-    assert list(tmp_path.iterdir()) == [folder]  # the temporary folder is gone
-    assert_is_a_whole_repo(folder, kind)
+def test_export_has_both_precisions_in_shards(base_name, tmp_path):
+    component, pipe = base_named(base_name).component, joint_pipeline(base_name)
+    about = {"repo_id": "lab/video", "training": "On x."}
+    folder = export_repo(pipe, tmp_path / "repo", fp16=True, max_shard_size="20KB", **about)
+    assert list(tmp_path.iterdir()) == [tmp_path / "repo"] == [folder]  # the temporary folder is gone
+    assert_is_a_whole_repo(folder, base_name)
+    indices = {path.name.split(".index")[1] for path in (folder / component).glob("*.index*.json")}
+    assert indices == {".json", ".fp16.json"}
 
-    assert same_weights(pipe, DiffusionPipeline.from_pretrained(folder, use_safetensors=True))
+    assert_same_weights(pipe, DiffusionPipeline.from_pretrained(folder, use_safetensors=True))
     half = DiffusionPipeline.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
-    assert half.components[DENOISERS[kind]].dtype == torch.float16
+    expected = pipe.components[component].half().state_dict()
+    assert_same_tensors(half.components[component].state_dict(), expected)
     assert json.loads((folder / "text_encoder/config.json").read_text())["dtype"] == "float32"
     for path in folder.rglob("*.json"):
-        assert "partial-" not in path.read_text(), path
-        assert str(tmp_path) not in path.read_text(), path
-
-    card = ModelCard.load(folder / "README.md")
-    assert "lab/video" in card.content
-    assert "On x." in card.content
+        assert "partial-" not in path.read_text() and str(tmp_path) not in path.read_text(), path
+    card = ModelCard.load(folder / "README.md").content
+    assert "lab/video" in card and "On x." in card
 
 
-def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    pipe = joint_pipeline("cogvideox")
-
-    def full_disk(*args, **kwargs):
+@pytest.mark.parametrize("base_name", ["modelscope"])
+def test_an_export_leaves_nothing_if_it_fails_and_overwrites_nothing(base, tmp_path, monkeypatch):
+    def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pipe.vae, "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        export_repo(pipe, tmp_path / "repo")
+    with monkeypatch.context() as patch:
+        patch.setattr(base.pipe.vae, "save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            export_repo(base.pipe, tmp_path / "repo")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_export_overwrites_nothing(tmp_path):
-    pipe = joint_pipeline("modelscope")
     (tmp_path / "repo").mkdir()
-    export_repo(pipe, tmp_path / "repo")  # an empty folder is as good as none
+    export_repo(base.pipe, tmp_path / "repo")  # an empty folder is as good as none
     with pytest.raises(FileExistsError, match="exists already and is not empty; name a new folder"):
-        export_repo(pipe, tmp_path / "repo")
+        export_repo(base.pipe, tmp_path / "repo")
 
 
-@KINDS
-def test_card(kind, tmp_path):
-    pipe = joint_pipeline(kind)
+# Cards
+
+
+def test_a_card_says_what_is_known(base_name, tmp_path):
+    base, pipe = base_named(base_name), joint_pipeline(base_name)
     pipe.save_pretrained(tmp_path)
     card = ModelCard.load(write_card(tmp_path, repo_id="lab/video"))
-    assert card.data.library_name == "diffusers"
-    assert card.data.pipeline_tag == "text-to-video"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-video")
     assert "diffusers-jdm" in card.data.tags
-    assert card.data.base_model is None
-    assert card.data.license is None
-    parameters = sum(parameter.numel() for parameter in pipe.components[DENOISERS[kind]].parameters())
+    assert card.data.base_model is card.data.license is None
+    parameters = sum(parameter.numel() for parameter in pipe.components[base.component].parameters())
     assert f"{parameters:,} parameters, 8 latent channels" in card.text
-    assert "Nothing is recorded about the training" in card.text
-    assert "None were measured" in card.text
-    for cls in ("DiffusionPipeline", PIPELINES[kind].__name__):
+    assert "Nothing is recorded about the training" in card.text and "None were measured" in card.text
+    for cls in ("DiffusionPipeline", base.joint_pipeline.__name__):
         assert f'{cls}.from_pretrained("lab/video")' in card.text
     # the way that needs no trust comes first, and the other pins a commit
+    code = island(base.joint_pipeline.__name__).stem
     assert card.text.index("import diffusers_jdm") < card.text.index("trust_remote_code=True")
-    assert card.text.index("revision=") < card.text.index(f'custom_pipeline="pipeline_{kind}_jdm"')
+    assert card.text.index("revision=") < card.text.index(f'custom_pipeline="{code}"')
     assert not re.search(r"{{|{%|\n\n\n", card.content)
 
 
-@pytest.mark.parametrize(
-    ("kind", "base_model", "licence"),
-    [
-        ("cogvideox", "zai-org/CogVideoX-2b", "apache-2.0"),
-        ("cogvideox", "zai-org/CogVideoX-5b", "other"),
-        ("modelscope", "ali-vilab/text-to-video-ms-1.7b", "cc-by-nc-4.0"),
-        ("cogvideox", "lab/own-base", None),
-    ],
-)
-def test_card_with_a_base_and_figures(kind, base_model, licence, tmp_path):
-    (tmp_path / f"pipeline_{kind}_jdm.py").touch()  # a checkpoint saved in parts: no denoiser, so nothing about it
-    card = ModelCard.load(write_card(tmp_path, base_model=base_model, metrics={"mask IoU": 0.5, "count": 2}))
-    assert card.data.base_model == base_model
-    assert card.data.license == licence
-    stated = f"{licence}, as the base model |" if licence not in (None, "other") else "that of the base model: read it"
-    assert f"| Licence | {stated}" in card.text
-    assert "| mask IoU | 0.5 |\n| count | 2 |\n" in card.text
-    assert "None were measured" not in card.text
-    assert "parameters" not in card.text
+@pytest.fixture
+def in_parts(base_name, tmp_path):
+    """A checkpoint saved in parts: no denoiser, so the card says nothing about it."""
+    index = {"_class_name": base_named(base_name).joint_pipeline.__name__}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    return tmp_path
 
 
-@pytest.mark.parametrize("base_model", [None, "lab/own-base", "zai-org/CogVideoX-2b"])
-@KINDS
-def test_a_licence_that_is_given_is_not_said_to_be_the_base_s(kind, base_model, tmp_path):
-    (tmp_path / f"pipeline_{kind}_jdm.py").touch()
-    card = ModelCard.load(write_card(tmp_path, license="mit", base_model=base_model))
-    assert card.data.license == "mit"
-    assert "| Licence | mit |" in card.text
+def test_the_licence_is_the_bases_if_it_is_known_and_none_is_given(base_name, in_parts):
+    for base_model, licence in {**base_named(base_name).repos, "lab/own-base": None}.items():
+        card = ModelCard.load(write_card(in_parts, base_model=base_model, metrics={"mask IoU": 0.5, "count": 2}))
+        assert (card.data.base_model, card.data.license) == (base_model, licence)
+        known = licence not in (None, "other")
+        said = f"{licence}, as the base model |" if known else "that of the base model: read it"
+        assert f"| Licence | {said}" in card.text
+        assert "| mask IoU | 0.5 |\n| count | 2 |\n" in card.text and "None were measured" not in card.text
+        assert "parameters" not in card.text
+    for base_model in (None, *base_named(base_name).repos):
+        card = ModelCard.load(write_card(in_parts, license="mit", base_model=base_model))
+        assert card.data.license == "mit" and "| Licence | mit |" in card.text
 
 
-def test_card_with_results_has_them_in_its_metadata(tmp_path):
-    (tmp_path / "pipeline_cogvideox_jdm.py").touch()
+def test_results_are_in_the_metadata(in_parts):
     of = {"task_type": "text-to-video", "dataset_type": "small-world", "dataset_name": "Small world"}
     results = [EvalResult(**of, metric_type="count", metric_name="count", metric_value=0.25)]
-    card = ModelCard.load(write_card(tmp_path, repo_id="lab/video", license="mit", metrics=results))
+    card = ModelCard.load(write_card(in_parts, repo_id="lab/video", license="mit", metrics=results))
     assert (card.data.model_name, card.data.license) == ("video", "mit")
     assert [(result.dataset_name, result.metric_value) for result in card.data.eval_results] == [("Small world", 0.25)]
     assert "| Small world: count | 0.25 |" in card.text
 
 
-@pytest.mark.parametrize("kind", ["cogvideox", "modelscope"])
-def test_card_says_what_a_checkpoint_with_roles_can_do(kind, tmp_path):
-    pipe = joint_pipeline(kind)
-    pipe.save_pretrained(tmp_path / "plain")
-    add_roles(pipe.components[DENOISERS[kind]])
-    pipe.save_pretrained(tmp_path / "roles")
-    plain, roles = ((tmp_path / name / "README.md").read_text() for name in ("plain", "roles"))
-    assert "pipe.segment" in roles and "unless `objects` asks" in roles
-    assert "one small embedding for the roles is added" in roles and "the roles is added" not in plain
-    assert "pipe.segment" not in plain and "does not tell two of them apart" in plain
+def test_a_card_says_what_a_checkpoint_with_roles_can_do(base, tmp_path):
+    base.pipe.save_config(tmp_path)
+    texts = []
+    for _ in range(2):
+        base.pipe.components[base.component].save_config(tmp_path / base.component)
+        texts.append(write_card(tmp_path).read_text())
+        add_roles(base.pipe.components[base.component])
+    plain, roles = texts
+    for said in ("pipe.segment", "unless `objects` asks", "embedding for the roles"):
+        assert said in roles and said not in plain
 
 
-def test_card_refuses_what_is_not_ours(tmp_path, cogvideox_base):
-    with pytest.raises(ValueError, match="is no joint checkpoint: it holds neither pipeline_cogvideox"):
-        write_card(tmp_path)
-    with pytest.raises(ValueError, match=r"must be a CogVideoXJDMPipeline or .* got a CogVideoXPipeline"):
-        export_repo(cogvideox_base, tmp_path / "repo")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "pipeline_cogvideox_jdm.py").touch()
+@pytest.mark.parametrize("base_name", FOLDERS[:1])
+def test_what_is_not_ours_is_refused(in_parts, plain_pipeline, plain_folder, tmp_path):
+    for folder in (tmp_path / "none", plain_folder):
+        with pytest.raises(ValueError, match=r"is no joint checkpoint: it has no model_index.json that names a \w+"):
+            write_card(folder)
+    with pytest.raises(ValueError, match=r"must be a \w+JDMPipeline or .* got a CogVideoXPipeline"):
+        export_repo(plain_pipeline, tmp_path / "repo")
     with pytest.raises(ValueError, match="`base_model` must be a Hub repo"):
-        write_card(tmp_path, base_model="/home/somebody/base")
+        write_card(in_parts, base_model="/home/somebody/base")
+    assert [path.name for path in tmp_path.iterdir()] == ["model_index.json"]

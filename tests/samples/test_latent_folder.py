@@ -32,37 +32,31 @@ def test_processes_and_runs_write_beside_each_other(folder):
         assert torch.equal(source.read(index, None)["video"], tensors(int(name[5:]))["video"].float())
 
 
-def test_what_was_finished_before_an_error_is_kept(tmp_path):
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
+def test_what_was_finished_before_an_error_is_kept_also_of_views(tmp_path):
+    batch = torch.randn(8, 3, 4, 2, 2)
+    views = {name: batch[k].permute(1, 0, 2, 3) for k, name in enumerate(NAMES[:4])}
+    open_folder(tmp_path, SETTINGS, EMPTY_PROMPT)
     with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path) as writer:
-        writer.add(entry(0), tensors(0))
+        writer.add(entry(0), tensors(0) | views)
         raise KeyboardInterrupt
-    assert LatentSource(tmp_path).ids == ["clip-0"]
+    source = LatentSource(tmp_path)
+    assert source.ids == ["clip-0"] and torch.equal(source.read(0, None)["video"], views["video"])
 
 
 def test_leftovers_of_a_killed_run_do_not_count_and_go(folder):
     (folder / "shard-000-00002.jsonl").unlink()  # as if killed between the two files
-    (folder / "shard-000-00003.safetensors.tmp").write_bytes(b"half")
+    (folder / ".shard-000-00003.77.tmp.safetensors").write_bytes(b"half")
     assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
     write(folder, [4])
     assert LatentSource(folder).ids == [f"clip-{i}" for i in range(5)]
-    assert not list(folder.glob("*.tmp"))
+    assert not list(folder.glob(".*"))
 
 
-def test_views_of_one_tensor_are_stored(tmp_path):
-    batch = torch.randn(8, 3, 4, 2, 2)
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
-    with ShardWriter(tmp_path) as writer:
-        views = {name: batch[k].permute(1, 0, 2, 3) for k, name in enumerate(NAMES[:4])}
-        writer.add(entry(0), tensors(0) | views)
-    assert torch.equal(LatentSource(tmp_path).read(0, None)["video"], batch[0].permute(1, 0, 2, 3))
-
-
-def test_an_id_that_is_none_is_named_with_its_file(folder):
-    index = folder / "shard-000-00002.jsonl"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"id": 7}) + "\n")
-    with pytest.raises(ValueError, match=r"shard-000-00002.jsonl: the id 7 is no text of at most 1000 characters"):
-        LatentSource(folder)
+def test_a_folder_is_unfinished_until_it_is_finished(folder):
+    finish_folder(folder)
+    assert LatentSource(folder).settings == SETTINGS | {"complete": True}
+    open_folder(folder, SETTINGS, EMPTY_PROMPT)
+    assert json.loads((folder / "latents.json").read_text()) == SETTINGS | {"complete": False}
 
 
 # What of a folder is kept
@@ -79,29 +73,33 @@ def test_only_what_belongs_to_a_clip_is_kept(folder):
 
 
 def test_clips_that_cannot_be_read_now_are_kept(folder):
-    assert keep_only(folder, dict.fromkeys(f"clip-{i}" for i in range(4))) == 1
-    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
+    known = dict.fromkeys(f"clip-{i}" for i in range(4))
+    assert keep_only(folder, known) == 1
     with ShardWriter(folder) as writer:  # of one that has changed, and cannot be read now: one of both
         writer.add(entry(3, key="another"), tensors(3))
-    assert keep_only(folder, dict.fromkeys(f"clip-{i}" for i in range(4))) == 1
-    assert LatentSource(folder).ids == [f"clip-{i}" for i in range(4)]
+    assert keep_only(folder, known) == 1
+    assert LatentSource(folder).ids == list(known)
 
 
 def test_a_folder_of_other_clips_is_refused(folder, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"latents holds latents of other clips \(clip-0 for one\): take another folder"
-    ):
+    message = r"latents holds latents of other clips \(clip-0 for one\): take another folder"
+    with pytest.raises(ValueError, match=message):
         check_clips(folder, ["clip-5", "clip-6"])
     check_clips(folder, ["clip-4", "clip-5"])
     check_clips(tmp_path / "nothing", ["clip-5"])
     assert LatentSource(folder).ids == [f"clip-{i}" for i in range(5)]
 
 
-def test_a_folder_is_unfinished_until_it_is_finished(folder):
-    finish_folder(folder)
-    assert LatentSource(folder).settings == SETTINGS | {"complete": True}
-    open_folder(folder, SETTINGS, EMPTY_PROMPT)
-    assert LatentSource(folder).settings == SETTINGS | {"complete": False}
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings_do_not_go_into_one_folder(folder, name):
+    with pytest.raises(ValueError, match=rf"latents of other settings \({name} .*take another folder"):
+        open_folder(folder, SETTINGS | {name: "other"}, EMPTY_PROMPT)
+
+
+def test_latents_of_unknown_settings_are_refused(folder):
+    (folder / "latents.json").unlink()
+    with pytest.raises(ValueError, match=r"no latents.json in it"):
+        open_folder(folder, SETTINGS, EMPTY_PROMPT)
 
 
 # Damage
@@ -136,22 +134,3 @@ def test_a_damaged_shard_is_dropped_and_named(folder, damage, reason):
     assert LatentSource(folder).ids == ["clip-0", "clip-1", "clip-4"]
     assert not list(folder.glob("shard-000-00001.*"))
     assert open_folder(folder, SETTINGS, EMPTY_PROMPT) == []
-
-
-# Settings
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_other_settings_do_not_go_into_one_folder(folder, name):
-    with pytest.raises(ValueError, match=rf"latents of other settings \({name} .*take another folder"):
-        open_folder(folder, SETTINGS | {name: "other"}, torch.ones(5, 6))
-
-
-def test_latents_of_unknown_settings(folder):
-    (folder / "latents.json").unlink()
-    with pytest.raises(ValueError, match=r"no latents.json in it"):
-        open_folder(folder, SETTINGS, torch.ones(5, 6))
-
-
-def test_the_settings_are_plain_json(folder):
-    assert json.loads((folder / "latents.json").read_text()) == SETTINGS | {"complete": False}

@@ -17,10 +17,18 @@ def folder(tmp_path):
     return write(tmp_path / "latents", range(5))
 
 
+def one_clip(folder, stored, **changes):
+    """A folder with a single clip."""
+    open_folder(folder, SETTINGS, torch.ones(5, 6))
+    with ShardWriter(folder) as writer:
+        writer.add(entry(0, **changes), stored)
+    return LatentSource(folder)
+
+
 def test_round_trip(folder):
     source = LatentSource(folder)
     assert source.ids == [f"clip-{i}" for i in range(5)]
-    assert (source.family, source.num_frames, source.height, source.width) == ("cogvideox", 9, 16, 16)
+    assert (source.base_name, source.num_frames, source.height, source.width) == ("cogvideox", 9, 16, 16)
     for number in range(5):
         stored = tensors(number)
         sample = source.read(number, None)
@@ -38,10 +46,8 @@ def test_round_trip(folder):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_every_dtype_is_read_as_fp32(tmp_path, dtype):
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6, dtype=dtype))
-    with ShardWriter(tmp_path) as writer:
-        writer.add(entry(0), tensors(0, dtype))
-    assert torch.equal(LatentSource(tmp_path).read(0, None)["video"], tensors(0, dtype)["video"].float())
+    source = one_clip(tmp_path, tensors(0, dtype))
+    assert torch.equal(source.read(0, None)["video"], tensors(0, dtype)["video"].float())
 
 
 def test_clips_come_by_id_whichever_shard_holds_them(tmp_path):
@@ -62,58 +68,40 @@ def test_dropped_text_has_the_empty_prompts_embedding(folder):
     assert source.read(1, None, drop_text=True)["prompt_embeds"].all()
 
 
-def test_every_stored_region_is_drawn_alike(folder):
+def test_every_stored_region_is_drawn_alike(folder, tmp_path):
     source, rng = LatentSource(folder), np.random.default_rng(0)
     counts = np.bincount([source.draw_region(0, rng).number for _ in range(3000)], minlength=3)
     assert counts.min() > 900 and counts.max() < 1100
-
-
-def test_a_clip_without_objects(tmp_path):
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
-    with ShardWriter(tmp_path) as writer:
-        writer.add(entry(0, regions=[]), {name: tensors(0)[name] for name in ("video", "text")})
-        writer.add(entry(1), tensors(1))
-    source = LatentSource(tmp_path)
-    assert [len(source.regions(i)) for i in range(2)] == [0, 3]
-    assert source.read(0, None)["prompt"] == "both"
+    whole = {name: tensors(0)[name] for name in ("video", "text")}
+    source = one_clip(tmp_path / "plain", whole, regions=[])
+    assert source.read(0, None)["prompt"] == "both" and source.regions(0) == []
     with pytest.raises(BadSampleError, match="has no objects"):
-        source.draw_region(0, np.random.default_rng(0))
+        source.draw_region(0, rng)
 
 
-def test_no_tensors_are_held(folder):
-    source = LatentSource(folder)
+def test_no_tensors_are_held_and_few_shards_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers_jdm.samples.latents.OPEN_SHARDS", 2)
+    source = LatentSource(write(tmp_path, range(6), shard_size=1))
     size = len(pickle.dumps(source))
-    for index in range(5):
-        source.read(index, source.regions(index)[0])
+    for index in (0, 1, 2, 3, 4, 5, 0, 5, 3):
+        assert torch.equal(source.read(index, None)["video"], tensors(index)["video"].float())
+        assert len(source._shards) <= 2
     assert not any(isinstance(value, torch.Tensor) for value in vars(source).values())
     assert len(pickle.dumps(source)) == size < 3000
     assert torch.equal(pickle.loads(pickle.dumps(source)).read(3, None)["video"], tensors(3)["video"].float())
 
 
-def test_few_shards_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusers_jdm.samples.latents.OPEN_SHARDS", 2)
-    source = LatentSource(write(tmp_path, range(6), shard_size=1))
-    for index in (0, 1, 2, 3, 4, 5, 0, 5, 3):
-        assert torch.equal(source.read(index, None)["video"], tensors(index)["video"].float())
-        assert len(source._shards) <= 2
-
-
 def test_workers_read_what_the_process_itself_reads(folder):
     source = LatentSource(folder)
-    source.read(0, None)
-
-    class Reader(torch.utils.data.Dataset):
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, index):
-            return source.read(index, source.regions(index)[2])
-
-    for index, sample in enumerate(DataLoader(Reader(), batch_size=None, num_workers=2)):
+    source.read(0, None)  # something is open when the workers start
+    loader = DataLoader(
+        range(5), batch_size=None, num_workers=2, collate_fn=lambda i: source.read(i, source.regions(i)[2])
+    )
+    for index, sample in enumerate(loader):
         assert torch.equal(sample["mask"], tensors(index)["mask.2"].float())
 
 
-# A folder that is wrong as a whole
+# Damage. What of it the next run of precompute mends: test_latent_folder.py
 
 
 def test_a_folder_without_latents(tmp_path):
@@ -124,17 +112,25 @@ def test_a_folder_without_latents(tmp_path):
         LatentSource(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"family": "cogvideox"}'])
-def test_damaged_settings(folder, text):
-    (folder / "latents.json").write_text(text)
-    with pytest.raises(ValueError, match=r"latents.json (cannot be read|lacks)"):
-        LatentSource(folder)
-
-
-@pytest.mark.parametrize("content", [b'{"key": "a"', b'{"key": "a"}', b"[]", b"\n", b"\xff\xfe\n"])
-def test_a_damaged_index(folder, content):
-    (folder / "shard-000-00001.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-000-00001.jsonl is damaged .* delete it"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *(("latents.json", text, r"latents.json (cannot be read|lacks)") for text in (b"", b"{", b"[]", b"3", b"{}")),
+        ("shard-000-00001.jsonl", b'{"key": "a"', r"shard-000-00001.jsonl is damaged .* delete it"),
+        ("shard-000-00001.jsonl", b'{"key": "a"}', "is damaged .* delete it"),
+        ("shard-000-00001.jsonl", b"[]", "is damaged .* delete it"),
+        ("shard-000-00001.jsonl", b"\n", "is damaged .* delete it"),
+        ("shard-000-00001.jsonl", b"\xff\xfe\n", "is damaged .* delete it"),
+        (
+            "shard-000-00001.jsonl",
+            b'{"key": "a", "id": 7, "caption": "", "regions": []}\n',
+            "00001.jsonl: the id 7 is no",
+        ),
+    ],
+)
+def test_a_folder_that_is_damaged_says_where(folder, name, content, message):
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         LatentSource(folder)
 
 
@@ -145,53 +141,34 @@ def test_a_clip_twice(folder):
         LatentSource(folder)
 
 
-# One sample that is damaged
-
-
-def test_a_missing_shard(folder):
-    source = LatentSource(folder)
-    (folder / "shard-000-00001.safetensors").unlink()
+@pytest.mark.parametrize("share", [None, 0.0, 0.01, 0.5, 0.99])
+def test_a_missing_or_truncated_shard_costs_its_own_clips(folder, share):
+    path, source = folder / "shard-000-00001.safetensors", LatentSource(folder)
+    data = path.read_bytes()
+    path.unlink() if share is None else path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(BadSampleError, match=r"video cannot be read from .*shard-000-00001.safetensors"):
         source.read(2, None)
     source.read(0, None)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_shard(folder, share):
-    path = folder / "shard-000-00001.safetensors"
-    data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    source = LatentSource(folder)
-    with pytest.raises(BadSampleError, match="cannot be read from"):
-        source.read(2, None)
-    source.read(0, None)
-
-
-def test_a_tensor_that_is_not_there(tmp_path):
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
-    with ShardWriter(tmp_path) as writer:
-        writer.add(entry(0), {name: tensor for name, tensor in tensors(0).items() if name != "mask.1"})
-    source = LatentSource(tmp_path)
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_tensor_that_is_missing_or_not_finite(tmp_path, value):
+    stored = tensors(0)
+    bad = {} if value is None else {"mask.1": torch.full_like(stored.pop("mask.1"), value)}
+    stored.pop("mask.1", None)
+    source = one_clip(tmp_path, stored | bad)
     source.read(0, source.regions(0)[0])
-    with pytest.raises(BadSampleError, match=r"mask.1 cannot be read"):
+    with pytest.raises(BadSampleError, match=r"mask.1 cannot be read" if value is None else "mask.1 holds NaN or inf"):
         source.read(0, source.regions(0)[1])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_latents_that_are_not_finite(tmp_path, value):
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
-    with ShardWriter(tmp_path) as writer:
-        writer.add(entry(0), tensors(0) | {"video": torch.full((3, 4, 2, 2), value)})
-    with pytest.raises(BadSampleError, match="video holds NaN or inf"):
-        LatentSource(tmp_path).read(0, None)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_an_empty_prompt_that_is_not_finite(tmp_path, value):
-    source = LatentSource(write(tmp_path, [0]))
-    open_folder(tmp_path, SETTINGS, torch.full((5, 6), value))
+def test_a_bad_empty_prompt(folder):
+    open_folder(folder, SETTINGS, torch.full((5, 6), float("nan")))
     with pytest.raises(BadSampleError, match=r"empty prompt's embedding in .* holds NaN or inf: precompute again"):
-        source.read(0, None, drop_text=True)
+        LatentSource(folder).read(0, None, drop_text=True)
+    (folder / "empty_prompt.safetensors").unlink()
+    with pytest.raises(BadSampleError, match="the empty prompt's embedding cannot be read"):
+        LatentSource(folder).read(0, None, drop_text=True)
 
 
 def test_an_index_that_went_away(folder):
@@ -199,10 +176,3 @@ def test_an_index_that_went_away(folder):
     (folder / "shard-000-00001.jsonl").write_text("short\n")
     with pytest.raises(BadSampleError, match=r"its line in .*shard-000-00001.jsonl cannot be read"):
         source.draw_region(3, np.random.default_rng(0))
-
-
-def test_a_missing_empty_prompt(folder):
-    source = LatentSource(folder)
-    (folder / "empty_prompt.safetensors").unlink()
-    with pytest.raises(BadSampleError, match="the empty prompt's embedding cannot be read"):
-        source.read(0, None, drop_text=True)

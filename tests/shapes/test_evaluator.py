@@ -2,20 +2,19 @@ import numpy as np
 import pytest
 
 from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels, score
-from diffusers_jdm.shapes.world import MOTIONS, STILL, ShapeObject, render, sample_clip
+from diffusers_jdm.shapes.world import STILL, ShapeObject, render, sample_clip
 
 
-def drawing(*objects, num_frames=5, size=48):
-    background = np.full((size, size, 3), 0.4)
-    return render(objects, background, num_frames)[0] / np.float32(255)
+def drawing(*objects):
+    return render(objects, np.full((48, 48, 3), 0.4), 5)[0] / np.float32(255)
 
 
-def still(colour, shape, x, y, radius=8.0, num_frames=5):
-    return ShapeObject(colour, shape, STILL, radius, np.tile(np.array([[x, y]], np.float32), (num_frames, 1)))
+def still(colour, shape, x, y, radius=8.0):
+    return ShapeObject(colour, shape, STILL, radius, np.tile(np.array([[x, y]], np.float32), (5, 1)))
 
 
 @pytest.mark.parametrize("split", ["train", "pairs", "unseen"])
-def test_reads_rendered_truth(split):
+def test_rendered_truth_is_read(split):
     for index in range(25):
         clip = sample_clip(5, index, split)
         found = {obj.kind: obj for obj in find_objects(clip.video / np.float32(255))}
@@ -24,30 +23,24 @@ def test_reads_rendered_truth(split):
             assert found[obj.kind].motion == obj.motion
             assert found[obj.kind].position == pytest.approx(obj.path.mean(0) / 48, abs=0.02)
             assert mask_iou(found[obj.kind].mask, mask) > 0.8  # outlines blend into the grey
-
-
-def test_nothing_in_an_empty_video():
-    assert find_objects(drawing()) == []
+            alone = named_pixels(list(found.values()), [obj.kind], mask.shape)
+            assert np.array_equal(alone, found[obj.kind].mask)
 
 
 def test_a_wrong_shape_is_a_wrong_object_but_a_right_colour():
     found = find_objects(drawing(still("red", "circle", 12, 12), still("blue", "square", 34, 34)))
-    assert score(found, [("red", "circle"), ("blue", "square")]) == {
-        "colour": 1.0,
-        "object": 1.0,
-        "all_objects": 1.0,
-        "count": 1.0,
-    }
-    swapped = score(found, [("red", "square"), ("blue", "circle")])
-    assert swapped["colour"] == 1.0 and swapped["object"] == 0.0 and swapped["all_objects"] == 0.0
-    half = score(found, [("red", "circle"), ("green", "cross")])
-    assert half["colour"] == 0.5 and half["object"] == 0.5 and half["all_objects"] == 0.0
+    right = {"colour": 1.0, "object": 1.0, "all_objects": 1.0, "count": 1.0}
+    assert score(found, [("red", "circle"), ("blue", "square")]) == right
+    assert score(found, [("red", "square"), ("blue", "circle")]) == right | {"object": 0.0, "all_objects": 0.0}
+    half = {"colour": 0.5, "object": 0.5, "all_objects": 0.0, "count": 1.0}
+    assert score(found, [("red", "circle"), ("green", "cross")]) == half
     assert score(found, [("red", "circle")])["count"] == 0.0
 
 
-def test_two_objects_of_one_colour_are_two():
+def test_two_objects_of_one_colour_are_two_and_an_empty_video_has_none():
     found = find_objects(drawing(still("cyan", "circle", 12, 12), still("cyan", "square", 34, 34, radius=7)))
     assert sorted(obj.shape for obj in found) == ["circle", "square"]
+    assert find_objects(drawing()) == []
 
 
 def test_a_blob_that_is_no_shape_has_none():
@@ -57,28 +50,7 @@ def test_a_blob_that_is_no_shape_has_none():
     assert found.colour == "red" and found.shape is None
 
 
-def test_motion_is_read_off_the_path():
-    for motion, direction in MOTIONS.items():
-        path = np.array([24.0, 24.0]) + np.linspace(-5, 5, 5)[:, None] * np.array(direction)
-        (found,) = find_objects(drawing(ShapeObject("green", "square", motion, 7.0, path.astype(np.float32))))
-        assert found.motion == motion
-
-
-def test_named_pixels_are_those_of_the_named_objects():
-    objects = (still("red", "circle", 12, 12), still("blue", "square", 34, 34))
-    video, masks = render(objects, np.full((48, 48, 3), 0.4), 5)
-    found = find_objects(video / np.float32(255))
-    assert mask_iou(named_pixels(found, [("red", "circle")], masks.shape[1:]), masks[0]) > 0.9
-    assert not named_pixels(found, [("red", "square")], masks.shape[1:]).any()
-
-
-def test_mask_iou():
-    one, two = np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool)
-    assert mask_iou(one, two) == 1.0
-    one[:, :2], two[:, 1:3] = True, True
-    assert mask_iou(one, two) == pytest.approx(1 / 3)
-
-
-def test_wrong_shape_of_input():
+def test_empty_masks_agree_and_frames_of_another_shape_are_refused():
+    assert mask_iou(np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool)) == 1.0
     with pytest.raises(ValueError, match=r"\(F, H, W, 3\)"):
         find_objects(np.zeros((4, 4, 3)))

@@ -35,9 +35,9 @@ def flip_a_byte(path):
     path.write_bytes(content)
 
 
-def make_empty(folder):
-    shutil.rmtree(folder)
-    folder.mkdir()
+def replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
 
 
 DAMAGES = {
@@ -45,18 +45,14 @@ DAMAGES = {
     "a byte of the weights flipped": lambda folder: flip_a_byte(folder / "model.safetensors"),
     "weights missing": lambda folder: (folder / "model.safetensors").unlink(),
     "weights of zero bytes": lambda folder: (folder / "model.safetensors").write_bytes(b""),
-    "random states missing": lambda folder: (folder / "random_states_0.pkl").unlink(),
     "trainer state changed": lambda folder: (folder / "trainer_state.json").write_text('{"step": 9}'),
     "checksums missing": lambda folder: (folder / "checksums.json").unlink(),
     "checksums truncated": lambda folder: truncate(folder / "checksums.json"),
     "checksums of nothing": lambda folder: (folder / "checksums.json").write_text("{}"),
     "checksums of another form": lambda folder: (folder / "checksums.json").write_text("[1]"),
     "checksums not text": lambda folder: (folder / "checksums.json").write_bytes(b"\xff\x00"),
-    "a folder in a file's place": lambda folder: (
-        (folder / "optimizer.bin").unlink(),
-        (folder / "optimizer.bin").mkdir(),
-    ),
-    "empty folder": make_empty,
+    "a folder in a file's place": lambda folder: replace_by_a_folder(folder / "optimizer.bin"),
+    "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
 
@@ -67,25 +63,28 @@ def run(tmp_path):
     model = torch.nn.Linear(3, 2)
     accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     for step in (2, 4):
-        save_checkpoint(accelerator, tmp_path / f"checkpoint-{step}", {"step": step, "samples_seen": 0})
+        save(accelerator, tmp_path, step)
     return accelerator
+
+
+def save(accelerator, folder, step):
+    save_checkpoint(accelerator, folder / f"checkpoint-{step}", {"step": step, "samples_seen": 0})
 
 
 def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_newest_is_found_by_number_and_by_name(run, tmp_path):
-    save_checkpoint(run, tmp_path / "checkpoint-10", {"step": 10, "samples_seen": 0})
-    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-10"
-    assert find_checkpoint(run, tmp_path, str(tmp_path / "checkpoint-10")) == tmp_path / "checkpoint-10"
-    assert find_checkpoint(run, tmp_path, "checkpoint-10") == tmp_path / "checkpoint-10"
-    assert not list(tmp_path.glob("*.partial*"))
-
-
-def test_without_any_the_run_starts_anew(run, tmp_path):
+def test_the_newest_whole_one_is_found_by_number_and_by_name(run, tmp_path):
+    save(run, tmp_path, 10)
+    for half in ("checkpoint-12.partial", "checkpoint-14.partial-removed"):
+        shutil.copytree(tmp_path / "checkpoint-4", tmp_path / half)
+    for wanted in ("latest", str(tmp_path / "checkpoint-10"), "checkpoint-10"):
+        assert find_checkpoint(run, tmp_path, wanted) == tmp_path / "checkpoint-10"
     assert find_checkpoint(run, tmp_path / "other", "latest") is None
     assert find_checkpoint(run, tmp_path / "other", None) is None
+    save(run, tmp_path, 12)
+    assert not list(tmp_path.glob("*.partial*"))  # leftovers of killed runs
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -96,37 +95,25 @@ def test_a_damaged_one_is_passed_over_with_a_warning(run, tmp_path, caplog, dama
         assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-2"
     (record,) = caplog.records
     assert "checkpoint-4 is damaged (" in record.message and "trying the checkpoint before it" in record.message
-    assert content(tmp_path) == before
-
-
-@pytest.mark.parametrize("name", ["optimizer truncated", "checksums missing", "empty folder"])
-def test_a_damaged_one_that_was_asked_for_by_name_is_an_error(run, tmp_path, name):
-    DAMAGES[name](tmp_path / "checkpoint-4")
     with pytest.raises(TrainingError, match=r"checkpoint-4 is damaged \(.+\); use an earlier one, or 'latest'"):
-        find_checkpoint(run, tmp_path, str(tmp_path / "checkpoint-4"))
+        find_checkpoint(run, tmp_path, "checkpoint-4")
+    assert content(tmp_path) == before
+    save(run, tmp_path, 4)  # the run comes to it again
+    assert find_damage(tmp_path / "checkpoint-4") is None
 
 
-def test_all_damaged_is_an_error(run, tmp_path):
-    for step in (2, 4):
-        (tmp_path / f"checkpoint-{step}" / "optimizer.bin").unlink()
-    with pytest.raises(
-        TrainingError, match=r"all 2 checkpoints .* are damaged \(the newest: optimizer.bin is missing\)"
-    ):
-        find_checkpoint(run, tmp_path, "latest")
-
-
-def test_a_name_that_is_no_folder_is_an_error(run, tmp_path):
+def test_what_cannot_be_gone_on_from_is_one_clear_line(run, tmp_path):
     with pytest.raises(TrainingError, match="--resume_from_checkpoint lates does not exist"):
         find_checkpoint(run, tmp_path, "lates")
-
-
-def test_half_written_ones_do_not_count(run, tmp_path):
-    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-6.partial")
-    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-8.partial-removed")
-    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-4"
-    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6, "samples_seen": 0})
-    assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-6"
-    assert not list(tmp_path.glob("*.partial*"))
+    other = Accelerator(cpu=True)
+    other.prepare(torch.nn.Linear(5, 2))
+    with pytest.raises(TrainingError, match=r"checkpoint-4 does not fit this model: .*size mismatch"):
+        load_checkpoint(other, tmp_path / "checkpoint-4")
+    for step in (2, 4):
+        DAMAGES["weights missing"](tmp_path / f"checkpoint-{step}")
+    message = r"all 2 checkpoints .* are damaged \(the newest: model.safetensors is missing\)"
+    with pytest.raises(TrainingError, match=message):
+        find_checkpoint(run, tmp_path, "latest")
 
 
 def test_a_new_run_does_not_mix_with_an_old_one(run, tmp_path):
@@ -139,20 +126,13 @@ def test_a_new_run_does_not_mix_with_an_old_one(run, tmp_path):
     assert find_checkpoint(run, tmp_path, "checkpoint-2") == tmp_path / "checkpoint-2"
 
 
-def test_a_damaged_one_is_replaced_when_the_run_comes_to_it(run, tmp_path):
-    DAMAGES["a byte of the weights flipped"](tmp_path / "checkpoint-4")
-    assert find_damage(tmp_path / "checkpoint-4") == "model.safetensors has changed since it was written"
-    save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4, "samples_seen": 0})
-    assert find_damage(tmp_path / "checkpoint-4") is None
-
-
 def test_the_limit_keeps_the_newest_up_to_this_step(run, tmp_path):
     (tmp_path / "checkpoint-8").mkdir()  # damaged, of the run before
-    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6, "samples_seen": 0})
+    save(run, tmp_path, 6)
+    remove_old_checkpoints(tmp_path, None, 6)
+    assert len(checkpoints(tmp_path)) == 4
     remove_old_checkpoints(tmp_path, 2, 6)
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6", "checkpoint-8"]
-    remove_old_checkpoints(tmp_path, None, 6)
-    assert len(checkpoints(tmp_path)) == 3
     assert not list(tmp_path.glob("*.partial*"))
 
 
@@ -164,25 +144,12 @@ def test_a_full_disk_is_one_clear_line_and_costs_no_checkpoint(run, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, function, fail)
         with pytest.raises(TrainingError, match=r"checkpoint-4 cannot be written .*No space left.*Make room"):
-            save_checkpoint(run, tmp_path / "checkpoint-4", {"step": 4, "samples_seen": 0})
+            save(run, tmp_path, 4)
     assert find_checkpoint(run, tmp_path, "latest") == tmp_path / "checkpoint-4"
 
 
-def test_another_model_is_one_clear_line(run, tmp_path):
-    other = Accelerator(cpu=True)
-    other.prepare(torch.nn.Linear(5, 2))
-    with pytest.raises(TrainingError, match=r"checkpoint-4 does not fit this model: .*size mismatch"):
-        load_checkpoint(other, tmp_path / "checkpoint-4")
-
-
-def test_the_checksums_name_every_file(run, tmp_path):
-    folder = tmp_path / "checkpoint-4"
-    names = {path.name for path in folder.iterdir()}
-    assert json.loads((folder / "checksums.json").read_text()).keys() == names - {"checksums.json"}
-
-
-def test_folders_of_an_engine_are_flushed_too(run, tmp_path, monkeypatch):
-    """FSDP and DeepSpeed write folders: a rename must not stand for files whose names are not on the disk yet."""
+def test_every_file_has_a_checksum_and_is_flushed(run, tmp_path, monkeypatch):
+    """Of FSDP and DeepSpeed, which write folders, too: a rename must not stand for files that are not on the disk yet."""
 
     def save_shards(models, weights, folder):
         (Path(folder) / "shards" / "rank0").mkdir(parents=True)
@@ -191,10 +158,13 @@ def test_folders_of_an_engine_are_flushed_too(run, tmp_path, monkeypatch):
     flushed, flush = [], checkpoint._flush
     monkeypatch.setattr(checkpoint, "_flush", lambda path: flushed.append(path) or flush(path))
     run.register_save_state_pre_hook(save_shards)
-    save_checkpoint(run, tmp_path / "checkpoint-6", {"step": 6, "samples_seen": 0})
+    save(run, tmp_path, 6)
+    names = content(tmp_path / "checkpoint-6").keys()
+    assert "shards/rank0/0.distcp" in names
+    sums = json.loads((tmp_path / "checkpoint-6" / "checksums.json").read_text())
+    assert sums.keys() == names - {"checksums.json"}
     partial = tmp_path / "checkpoint-6.partial"
-    names = ("shards/rank0/0.distcp", "shards/rank0", "shards", "model.safetensors", "checksums.json", "")
-    assert {partial / name for name in names} | {tmp_path} <= set(flushed)
+    assert {partial / name for name in (*names, "shards/rank0", "shards", "")} | {tmp_path} == set(flushed)
 
 
 # What must be the same for a run to go on
@@ -206,18 +176,29 @@ def config(**flags):
     return TrainConfig(**{"pretrained_model_name_or_path": "base", "train_data_dir": "data"} | flags)
 
 
-def state_of(made, **values):
-    return IDENTITY | {"config": dataclasses.asdict(made)} | values
+def state_of(made):
+    return IDENTITY | {"config": dataclasses.asdict(made)}
 
 
-@pytest.mark.parametrize("name, then, now", [("seed", 0, 1), ("heldout_samples", 2, 3), ("heldout_samples", 2, 0)])
-def test_held_out_samples_stay_held_out(tmp_path, name, then, now):
-    before, after = (config(**{"heldout_samples": 2} | {name: value}) for value in (then, now))
-    message = (
-        f"was trained with --{name} {then}, not {now}: go on with the same, or samples that were trained on would be"
-    )
-    with pytest.raises(TrainingError, match=message):
+@pytest.mark.parametrize(
+    ("name", "then", "now"),
+    [("seed", 0, 1), ("heldout_samples", 2, 3), ("heldout_samples", 2, 0), ("use_ema", True, False), ("rank", 2, 3)],
+)
+def test_what_makes_another_run_is_refused(tmp_path, name, then, now):
+    common = {"heldout_samples": 2, "use_lora": True}
+    before, after = (config(**common | {name: value}) for value in (then, now))
+    with pytest.raises(
+        TrainingError, match=f"was trained with --{name} {then}, not {now}: go on with the same"
+    ) as error:
         check_same_run(tmp_path, state_of(before), after, IDENTITY)
+    assert ("samples that were trained on would be held out" in str(error.value)) == (
+        name in ("seed", "heldout_samples")
+    )
+
+
+def test_a_lora_goes_on_with_its_base_only(tmp_path):
+    with pytest.raises(TrainingError, match="is a LoRA of another base than --pretrained_model_name_or_path base"):
+        check_same_run(tmp_path, state_of(config()), config(), IDENTITY | {"frozen_sha256": "other"})
 
 
 def test_another_order_is_a_warning(tmp_path, caplog):
@@ -229,11 +210,6 @@ def test_another_order_is_a_warning(tmp_path, caplog):
     changes = ("--seed differ", "the ids of the samples, or their order, differ", "samples (2 then, 3 now) differ")
     for record, change in zip(caplog.records, changes, strict=True):
         assert change in record.message and "the samples come in another order now" in record.message
-
-
-def test_a_lora_goes_on_with_its_base_only(tmp_path):
-    with pytest.raises(TrainingError, match="is a LoRA of another base than --pretrained_model_name_or_path base"):
-        check_same_run(tmp_path, state_of(config()), config(), IDENTITY | {"frozen_sha256": "other"})
 
 
 def test_what_an_older_version_did_not_store_is_not_compared(tmp_path, caplog):

@@ -1,9 +1,12 @@
 import dataclasses
 import math
+from types import NoneType
+from typing import get_args
 
 import pytest
+from conftest import ROOT, load_script
 
-from diffusers_jdm.training.config import TrainConfig, parse_config
+from diffusers_jdm.training.config import TrainConfig, check_flag, flag, parse_flags
 
 NEEDED = {"pretrained_model_name_or_path": "base", "train_data_dir": "data"}
 
@@ -16,201 +19,171 @@ def parse(script, *argv):
     return script.parse_args(["--pretrained_model_name_or_path", "base", "--train_data_dir", "data", *argv])
 
 
-def test_the_defaults_are_sound():
-    assert config().validation_prompts == []
-    assert config(global_batch_size=8).gradient_accumulation_steps == 2
+def flags_of_all_scripts():
+    scripts = ("train_jdm_cogvideox", "train_jdm_modelscope", "precompute_latents", "train_mask_decoder")
+    for name in scripts:
+        kinds = [kind for kind in vars(load_script(name)).values() if dataclasses.is_dataclass(kind)]
+        (own,) = (kind for kind in kinds if kind.__module__ == name)
+        yield from dataclasses.fields(own)
 
 
-@pytest.mark.parametrize("name", ["pretrained_model_name_or_path", "train_data_dir", "output_dir"])
-def test_what_is_needed(name):
-    with pytest.raises(ValueError, match=f"^--{name} is needed.$"):
-        config(**{name: ""})
+def test_every_number_has_bounds_and_every_help_text_stands_alone():
+    for field in flags_of_all_scripts():
+        kinds = {kind for kind in get_args(field.type) or (field.type,) if kind is not NoneType}
+        if kinds & {int, float} and field.name != "guidance_scale":  # any finite number
+            assert field.metadata["bounds"], field.name
+        text = field.metadata["help"]
+        assert text[0].isupper() and text[-1] not in ".," and len(text) > 15, field.name
 
 
-POSITIVE = [
-    *("train_batch_size", "gradient_accumulation_steps", "global_batch_size", "max_train_steps", "rank", "num_frames"),
-    *("height", "width", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "validation_steps"),
-    *("learning_rate", "lora_alpha", "validation_inference_steps", "max_grad_norm", "adam_epsilon", "ddp_timeout"),
-]
-NOT_NEGATIVE = [
-    *("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "heldout_samples", "max_bad_samples"),
-    *("max_bad_steps", "seed", "cmi_alpha"),
-]
-ROLES = ["segment_probability", "layout_probability", "mask_only_probability"]
-SHARES = ["loss_weight", "proportion_empty_prompts", *ROLES]
-DECAYS = ["ema_decay", "adam_beta1", "adam_beta2"]
+@pytest.mark.parametrize(
+    ("bounds", "good", "bad", "rule"),
+    [
+        ({"above": 0}, (1, 1e-9, None), (0, -1), "be a positive number"),
+        ({"above": 2}, (2.1,), (2,), "be above 2"),
+        ({"at_least": 0}, (0, 7), (-1, -1e-9), "not be negative"),
+        ({"at_least": 3}, (3,), (2,), "be at least 3"),
+        ({"at_least": 0, "below": 1}, (0.0, 0.99), (1, 1.0), "be below 1"),
+        ({"within": (0, 1)}, (0, 0.5, 1), (-0.1, 1.1), r"lie in \[0, 1\]"),
+        ({}, (-3.0, None, "nan", True), (math.nan, math.inf, -math.inf), "be a finite number"),
+    ],
+)
+def test_a_value_out_of_its_bounds_is_one_clear_line(bounds, good, bad, rule):
+    for value in good:
+        check_flag("rank", value, **bounds)
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"^--rank must {rule}, got {value}\.$"):
+            check_flag("rank", value, **bounds)
 
 
-@pytest.mark.parametrize("name", POSITIVE)
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
-def test_what_must_be_positive(name, value):
-    with pytest.raises(ValueError, match=f"^--{name} must be a positive number, got "):
-        config(**{name: value})
+def test_bounds_hold_for_a_config_s_fields():
+    @dataclasses.dataclass
+    class Small(TrainConfig):
+        rank: int = flag(3, "Rank of a small LoRA", above=2)
+
+    assert Small(**NEEDED).rank == 3
+    with pytest.raises(ValueError, match=r"^--rank must be above 2, got 2\.$"):
+        Small(**NEEDED, rank=2)
+    with pytest.raises(ValueError, match=r"^--train_data_dir is needed\.$"):
+        config(train_data_dir="")
 
 
-@pytest.mark.parametrize("name", NOT_NEGATIVE)
-def test_what_must_not_be_negative(name):
-    assert getattr(config(**{name: 0}), name) == 0
-    for value in (-1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"^--{name} must not be negative or infinite, got "):
-            config(**{name: value})
+# What the flags say together
 
 
-@pytest.mark.parametrize("name", SHARES)
-def test_what_is_a_probability(name):
-    assert getattr(config(**{name: 0.0}), name) == 0 and getattr(config(**{name: 1.0}), name) == 1
-    for value in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=rf"^--{name} must lie in \[0, 1\], got "):
-            config(**{name: value})
-
-
-@pytest.mark.parametrize("name", DECAYS)
-def test_what_is_a_decay(name):
-    assert getattr(config(**{name: 0.0}), name) == 0
-    for value in (-0.1, 1.0, math.nan):
-        with pytest.raises(ValueError, match=rf"^--{name} must lie in \[0, 1\), got "):
-            config(**{name: value})
-
-
-def test_every_number_has_a_rule():
-    """A flag that is added later is not forgotten: each number is checked, or free on purpose."""
-    numbers = {f.name for f in dataclasses.fields(TrainConfig) if f.type in (int, float, int | None, float | None)}
-    assert numbers - {*POSITIVE, *NOT_NEGATIVE, *SHARES, *DECAYS} == {"guidance_scale"}  # any finite number
-
-
-def test_flags_that_exclude_each_other(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="--exact_two_pass belongs to the objective 'jdm'"):
-        config(objective="direct", exact_two_pass=True)
-    for name in ("linear", "cosine", "cosine_with_restarts", "polynomial"):
-        with pytest.raises(ValueError, match="--lr_warmup_steps 5 is not below --max_train_steps 5"):
-            config(lr_scheduler=name, lr_warmup_steps=5, max_train_steps=5)
-    config(lr_scheduler="constant_with_warmup", lr_warmup_steps=5, max_train_steps=5)
-    config(lr_scheduler="onecycle", lr_warmup_steps=5, max_train_steps=5)
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is a file"):
-        config(output_dir=str(tmp_path / "file"))
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"objective": "direct", "exact_two_pass": True}, "--exact_two_pass belongs to the objective 'jdm'"),
+        (
+            {"objective": "direct", "segment_probability": 0.5},
+            "--segment_probability .* do not go with --objective dir",
+        ),
+        ({"exact_two_pass": True, "layout_probability": 0.5}, "--layout_probability do not go with --exact_two_pass"),
+        ({"segment_probability": 0.6, "layout_probability": 0.6}, "must not be more than 1 together"),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 5}, "--lr_warmup_steps 5 is not below --max_train_steps 5"),
+        ({"lr_scheduler": "polynomial", "lr_warmup_steps": 9}, "--lr_warmup_steps 9 is not below"),
+        ({"report_to": "carrier-pigeon"}, "--report_to carrier-pigeon: accelerate knows no such tracker"),
+        ({"use_8bit_adam": True}, "needs bitsandbytes, which is not installed"),
+        ({"use_lora": True}, "--use_lora needs peft, which is not installed"),
+        ({"output_dir": f"{ROOT}/pyproject.toml/out"}, "--output_dir .* cannot be made: .*pyproject.toml is a file"),
+        ({"output_dir": "data"}, "--output_dir data is --train_data_dir, which would be overwritten"),
+        ({"output_dir": "base"}, "--output_dir base is --pretrained_model_name_or_path, which would be overwritten"),
+        (
+            {"global_batch_size": 32, "gradient_accumulation_steps": 2},
+            "2 does not fit --global_batch_size 32, .* it 8",
+        ),
+        ({"global_batch_size": 7}, r"7 is not a multiple of the 4 samples that 1 process\(es\)"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, message, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs bitsandbytes, which is not installed"):
-        config(use_8bit_adam=True)
-    with pytest.raises(ValueError, match="--use_lora needs peft, which is not installed"):
-        config(use_lora=True)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match=message) as error:
+        config(**{"max_train_steps": 5} | flags)
+    assert "\n" not in str(error.value)
 
 
-def test_trackers_must_be_there():
-    config(report_to="tensorboard")
-    config(report_to="all")
-    with pytest.raises(ValueError, match="--report_to carrier-pigeon: accelerate knows no such tracker"):
-        config(report_to="carrier-pigeon")
+def test_flags_that_go_together():
+    for scheduler in ("constant_with_warmup", "onecycle"):
+        config(lr_scheduler=scheduler, lr_warmup_steps=5, max_train_steps=5)
+    assert config(segment_probability=0.5).trains_roles and not config().trains_roles
+    assert config(report_to="tensorboard").report_to and config(report_to="all").report_to
+    assert config(global_batch_size=32, gradient_accumulation_steps=8).gradient_accumulation_steps == 8
+    prompts = config(validation_prompt=" a cat, running ::: a dog:::").validation_prompts
+    assert prompts == ["a cat, running", "a dog"] and config().validation_prompts == []
 
 
-@pytest.mark.parametrize("world_size, accumulation", [("1", 24), ("2", 12), ("8", 3)])
+@pytest.mark.parametrize(("world_size", "accumulation"), [("1", 24), ("2", 12), ("8", 3)])
 def test_the_global_batch_is_over_all_processes(world_size, accumulation, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", world_size)
     made = config(global_batch_size=96, train_batch_size=4)
     assert made.gradient_accumulation_steps == accumulation
-    assert config(**dataclasses.asdict(made) | {"seed": 1}).gradient_accumulation_steps == accumulation
+    assert dataclasses.replace(made, seed=1).gradient_accumulation_steps == accumulation
 
 
-def test_a_global_batch_that_does_not_come_out(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(ValueError, match=r"96 is not a multiple of the 20 samples that 5 process\(es\)"):
-        config(global_batch_size=96, train_batch_size=4)
+# Command lines
+
+PAPER = {  # A.7
+    "cogvideox": {
+        "learning_rate": 5e-5,
+        "max_train_steps": 10_000,
+        "global_batch_size": 768,
+        "mixed_precision": "fp16",
+    },
+    "modelscope": {
+        "learning_rate": 1e-5,
+        "max_train_steps": 30_000,
+        "global_batch_size": 960,
+        "mixed_precision": "bf16",
+    },
+}
+PAPER["modelscope"]["lr_scheduler"] = "onecycle"
 
 
-def test_a_global_batch_and_another_accumulation_contradict_each_other():
-    with pytest.raises(ValueError, match="--gradient_accumulation_steps 2 does not fit --global_batch_size 32"):
-        config(global_batch_size=32, train_batch_size=4, gradient_accumulation_steps=2)
-    assert config(global_batch_size=32, gradient_accumulation_steps=8).gradient_accumulation_steps == 8
-
-
-def test_validation_prompts():
-    prompts = config(validation_prompt=" a cat, running ::: a dog:::").validation_prompts
-    assert prompts == ["a cat, running", "a dog"]
-
-
-# The scripts' command lines
-
-
-def test_the_paper_s_settings_for_cogvideox(train_cogvideox, monkeypatch):
+def test_the_preset_is_the_paper_s_and_flags_win(train_script, base_name, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    made = parse(train_cogvideox, "--preset", "paper")
-    assert (made.learning_rate, made.max_train_steps, made.global_batch_size) == (5e-5, 10_000, 768)
-    assert made.mixed_precision == "fp16" and made.proportion_empty_prompts == 0.1
-    assert made.train_batch_size * made.gradient_accumulation_steps * 8 == 768
-    assert not made.use_ema and made.objective == "jdm" and made.loss_weight == 1
-
-
-def test_the_paper_s_settings_for_modelscope(train_modelscope, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    made = parse(train_modelscope, "--preset", "paper")
-    assert (made.learning_rate, made.max_train_steps, made.global_batch_size) == (1e-5, 30_000, 960)
-    assert made.mixed_precision == "bf16" and made.lr_scheduler == "onecycle"
-    assert made.train_batch_size * made.gradient_accumulation_steps * 8 == 960
-
-
-@pytest.mark.parametrize("script", ["train_cogvideox", "train_modelscope"])
-def test_flags_win_over_the_preset(script, request):
-    script = request.getfixturevalue(script)
-    flags = ["--learning_rate", "3e-6", "--max_train_steps", "7", "--global_batch_size", "12"]
-    flags += ["--mixed_precision", "no", "--lr_scheduler", "constant", "--proportion_empty_prompts", "0"]
-    for argv in (["--preset", "paper", *flags], [*flags, "--preset", "paper"]):
-        made = parse(script, *argv)
-        assert (made.learning_rate, made.max_train_steps, made.global_batch_size) == (3e-6, 7, 12)
-        assert (made.mixed_precision, made.lr_scheduler, made.proportion_empty_prompts) == ("no", "constant", 0)
-        assert made.gradient_accumulation_steps == 3
-    # also where a flag says what the default says
-    default = type(made)(**NEEDED)
-    made = parse(script, "--preset", "paper", "--lr_scheduler", default.lr_scheduler, "--global_batch_size", "4")
-    assert made.lr_scheduler == default.lr_scheduler and made.global_batch_size == 4
-
-
-@pytest.mark.parametrize("script", ["train_cogvideox", "train_modelscope"])
-def test_without_the_preset_a_script_has_its_own_rate_and_length(script, request):
-    made = parse(request.getfixturevalue(script))
-    assert (made.learning_rate, made.max_train_steps) == {
-        "train_cogvideox": (5e-5, 10_000),
-        "train_modelscope": (1e-5, 30_000),
-    }[script]
-    assert made.global_batch_size is None and made.mixed_precision is None
+    made = vars(parse(train_script, "--preset", "paper"))
+    assert made | PAPER[base_name] == made and made["proportion_empty_prompts"] == 0.1
+    assert made["train_batch_size"] * made["gradient_accumulation_steps"] * 8 == PAPER[base_name]["global_batch_size"]
+    default = parse(train_script)
+    assert default.learning_rate == PAPER[base_name]["learning_rate"]
+    assert default.max_train_steps == PAPER[base_name]["max_train_steps"]
+    assert default.global_batch_size is None and default.mixed_precision is None
+    own = ["--learning_rate", str(default.learning_rate), "--max_train_steps", "7", "--global_batch_size", "32"]
+    for argv in (["--preset", "paper", *own], [*own, "--preset", "paper"]):
+        made = parse(train_script, *argv)
+        assert (made.learning_rate, made.max_train_steps) == (default.learning_rate, 7)
+        assert (made.global_batch_size, made.gradient_accumulation_steps) == (32, 1)
 
 
 @pytest.mark.parametrize(
-    "argv, message",
+    ("argv", "message"),
     [
-        (["--loss_weight", "2"], "--loss_weight must lie in [0, 1], got 2.0."),
-        (["--lr_scheduler", "twocycle"], "invalid choice: 'twocycle'"),
-        (["--learning_rat", "1"], "unrecognized arguments: --learning_rat"),  # no abbreviations: they change meaning
-        (["--train_batch_size", "four"], "invalid int value: 'four'"),
+        ("--colour red", "unrecognized arguments: --colour red"),
+        ("--learning_rat 1", "unrecognized arguments: --learning_rat 1"),
+        ("--max_train 1", "unrecognized arguments: --max_train 1"),  # a short form
+        ("--use_ema perhaps", "unrecognized arguments: perhaps"),
+        ("--learning_rate", "--learning_rate: expected one argument"),
+        ("--max_train_steps ten", "--max_train_steps: invalid int value: 'ten'"),
+        ("--train_batch_size 2.5", "--train_batch_size: invalid int value: '2.5'"),
+        ("--lr_scheduler cosin", "--lr_scheduler: invalid choice: 'cosin'"),
+        ("--mixed_precision fp8", "--mixed_precision: invalid choice: 'fp8'"),
+        ("--learning_rate nan", "--learning_rate must be a finite number, got nan."),
+        ("--loss_weight 1.5", "--loss_weight must lie in [0, 1], got 1.5."),
+        ("--train_data_dir=", "--train_data_dir is needed."),
     ],
 )
-def test_a_wrong_command_line_is_one_clear_line(argv, message, train_cogvideox, capsys):
-    with pytest.raises(SystemExit) as exit:
-        parse(train_cogvideox, *argv)
-    assert exit.value.code == 2
+def test_a_wrong_command_line_is_one_clear_line(argv, message, train_scripts, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(train_scripts["cogvideox"], *argv.split())
+    assert end.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_names_that_diffusers_and_others_use(train_cogvideox):
-    argv = ["--pretrained_model_name_or_path", "b", "--instance_data_root", "clips", "--nccl_timeout", "60"]
-    made = train_cogvideox.parse_args(argv)
-    assert made.train_data_dir == "clips" and made.ddp_timeout == 60
-
-
-def test_switches():
-    made = parse_config(
-        TrainConfig, "", ["--pretrained_model_name_or_path", "b", "--train_data_dir", "d", "--use_ema"]
+def test_a_command_line_becomes_a_config():
+    argv = "--pretrained_model_name_or_path b --train_data_dir d --use_ema --rank 3 --guidance_scale -1.5 --height 16"
+    made = parse_flags(TrainConfig, "", argv.split())
+    assert made == config(
+        pretrained_model_name_or_path="b", train_data_dir="d", use_ema=True, rank=3, guidance_scale=-1.5, height=16
     )
-    assert made.use_ema and not made.use_lora
-
-
-@pytest.mark.parametrize("name", ROLES)
-def test_roles_belong_to_one_pass_of_the_joint_objective(name):
-    assert config(**{name: 0.5}).trains_roles and not config().trains_roles
-    for other in ({"exact_two_pass": True}, {"objective": "direct"}):
-        with pytest.raises(ValueError, match=rf"roles \(.*--{name}.*\) do not go with --"):
-            config(**{name: 0.5} | other)
-
-
-def test_roles_are_no_more_than_all_samples():
-    with pytest.raises(ValueError, match="must not be more than 1 together"):
-        config(segment_probability=0.6, layout_probability=0.6)

@@ -1,74 +1,77 @@
-import functools
 import json
 import re
 
 import pytest
-import small_models
 import torch
-from diffusers import CogVideoXPipeline, DiffusionPipeline, TextToVideoSDPipeline
+from conftest import Cached
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, ModelCard
-from small_data import joint_base, train, train_and_keep
+from small_data import joint_base, read_log, train, train_and_keep
 from small_hub import Hub, take_for_the_hub
+from small_models import SMALL
 
-from diffusers_jdm import CogVideoXJDMPipeline, ModelScopeJDMPipeline
-from diffusers_jdm.bases.cogvideox.base import CogVideoX
-from diffusers_jdm.bases.modelscope.base import ModelScope
+from diffusers_jdm import CogVideoXJDMPipeline
 from diffusers_jdm.training import result
 
-BACKBONES = {"cogvideox": CogVideoX, "modelscope": ModelScope}
-CALLS = {"cogvideox": small_models.COGVIDEOX_CALL, "modelscope": small_models.MODELSCOPE_CALL}
-FULL = ["--use_ema", "--learning_rate", 1e-2, "--heldout_samples", 2, "--validation_inference_steps", 1]
-FULL += ["--validation_prompt", "a red circle:::a blue square", "--disable_vae_tiling"]
-LORA = ["--use_lora", "--rank", 2, "--lora_alpha", 4, "--learning_rate", 1e-2]
-
-
-class Run:
-    """A finished run: its folder, and the denoiser's weights in the end, not averaged."""
-
-    def __init__(self, family, request, folder, *flags):
-        inputs = [request.getfixturevalue(f"{family}_{name}") for name in ("base_folder", "latents")]
-        script = request.getfixturevalue(f"train_{family}")
-        self.folder, self.trainer = train_and_keep(script, *inputs, folder / "out", *flags)
-        self.family, self.component = family, BACKBONES[family].component
-        self.model = self.trainer.base.pipe.components[self.component].eval()
-
-    def load(self):
-        return DiffusionPipeline.from_pretrained(self.folder)
-
-
+FULL = ["--use_ema", "--heldout_samples", 2, "--validation_inference_steps", 1, "--disable_vae_tiling"]
+FULL += ["--validation_prompt", "a red circle:::a blue square"]
+LORA = ["--use_lora", "--rank", 2, "--lora_alpha", 4]
 KINDS = {
     "full": FULL,
-    "direct": ["--objective", "direct", "--learning_rate", 1e-2],
+    "direct": ["--objective", "direct"],
     "lora": LORA,
     "direct lora": [*LORA, "--objective", "direct"],
 }
 
 
+class Run:
+    """A finished run: its folder, and its base with the denoiser's weights in the end, not averaged."""
+
+    def __init__(self, name, kind, folder, script, plain, latents):
+        self.kind = kind
+        self.folder, self.trainer = train_and_keep(
+            script, plain, latents, folder, *KINDS[kind], "--learning_rate", 1e-2
+        )
+        self.base = self.trainer.base
+        self.model = self.base.pipe.components[self.base.component].eval()
+
+    def saved(self):
+        return DiffusionPipeline.from_pretrained(self.folder)
+
+    def predict(self, base=None):
+        """A prediction of this run's denoiser, or of another pipeline's."""
+        base = base or self.base
+        model = base.pipe.components[base.component]
+        generator = torch.Generator().manual_seed(0)
+        size = base.latent_size(SMALL[base.name].NUM_FRAMES, 16, 16, base.pipe.vae.config)
+        noisy = torch.randn(1, model.config.in_channels, *size, generator=generator).movedim(1, base.channel_dim)
+        with torch.no_grad():
+            return base.predict(model, noisy, torch.tensor([500]), base.encode_prompt(["a red circle"]))
+
+
 @pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    """`runs(kind, family)`: one of `KINDS`, trained when it is first asked for."""
-    return functools.cache(lambda kind, family: Run(family, request, tmp_path_factory.mktemp("result"), *KINDS[kind]))
+def runs(tmp_path_factory, train_scripts, plain_folders, latents_folders):
+    """`runs[name, kind]`: a base and one of `KINDS`, trained when it is first asked for. Shared: read only."""
+
+    def build(key):
+        name, kind = key
+        folder = tmp_path_factory.mktemp("result") / "out"
+        return Run(name, kind, folder, train_scripts[name], plain_folders[name], latents_folders[name])
+
+    return Cached(build)
 
 
-@pytest.fixture(params=["cogvideox", "modelscope"])
-def full(request, runs):
-    return runs("full", request.param)
+@pytest.fixture
+def full(base_name, runs):
+    return runs[base_name, "full"]
 
 
-@pytest.fixture(params=["cogvideox", "modelscope"])
-def direct(request, runs):
-    return runs("direct", request.param)
-
-
-@pytest.fixture(params=["cogvideox", "modelscope"])
-def lora(request, runs):
-    return runs("lora", request.param)
-
-
-@pytest.fixture(params=["full cogvideox", "direct modelscope", "lora modelscope", "direct lora cogvideox"])
+@pytest.fixture(
+    params=[("cogvideox", "full"), ("modelscope", "direct"), ("modelscope", "lora"), ("cogvideox", "direct lora")]
+)
 def any_run(request, runs):
-    return runs(*request.param.rsplit(" ", 1))
+    return runs[request.param]
 
 
 def same(one, two):
@@ -79,72 +82,52 @@ def same(one, two):
 # What loads
 
 
-def test_a_joint_pipeline_loads_by_diffusers_alone(full):
-    pipe = full.load()
-    assert type(pipe) is {"cogvideox": CogVideoXJDMPipeline, "modelscope": ModelScopeJDMPipeline}[full.family]
+def test_a_joint_pipeline_loads_by_diffusers_alone_with_averaged_weights(full):
+    pipe, plain = full.saved(), SMALL[full.base.name].base_pipeline()
+    assert type(pipe) is full.base.joint_pipeline
     pipe.set_progress_bar_config(disable=True)
-    output = pipe(
-        **CALLS[full.family], generator=torch.Generator().manual_seed(0), return_masks=True, output_type="np"
-    )
+    output = pipe(**SMALL[full.base.name].CALL, return_masks=True, output_type="np")
     assert output.masks.shape == output.frames.shape[:-1]
-    base = getattr(small_models, f"{full.family}_base_pipeline")()
-    assert same(pipe.vae, base.vae) and same(pipe.text_encoder, base.text_encoder)
-    assert pipe.scheduler.config == full.trainer.base.pipe.scheduler.config
-
-
-def test_its_weights_are_the_averaged_ones(full):
-    saved = dict(full.load().components[full.component].named_parameters())
+    assert same(pipe.vae, plain.vae) and same(pipe.text_encoder, plain.text_encoder)
+    assert pipe.scheduler.config == full.base.pipe.scheduler.config
+    saved = dict(pipe.components[full.base.component].named_parameters())
     averaged = dict(zip(saved, full.trainer.ema.shadow_params))
-    for name in saved:
-        assert torch.equal(saved[name], averaged[name])
+    assert all(torch.equal(saved[name], averaged[name]) for name in saved)
     # and those of the training were not lost to them
     assert any(not torch.equal(parameter, saved[name]) for name, parameter in full.model.named_parameters())
-    fresh = joint_base(full.family).pipe.components[full.component].state_dict()
+    fresh = joint_base(full.base.name).pipe.components[full.base.component].state_dict()
     assert sum(not torch.equal(parameter, fresh[name]) for name, parameter in saved.items()) > 0.9 * len(saved)
 
 
-def test_direct_fine_tuning_leaves_a_plain_pipeline(direct):
-    pipe = direct.load()
-    assert type(pipe) is {"cogvideox": CogVideoXPipeline, "modelscope": TextToVideoSDPipeline}[direct.family]
-    base = getattr(small_models, f"{direct.family}_base_pipeline")()
-    denoiser = pipe.components[direct.component]
-    assert same(denoiser, direct.model) and not same(denoiser, base.components[direct.component])
-    assert same(pipe.vae, base.vae) and same(pipe.text_encoder, base.text_encoder)
+def test_direct_fine_tuning_leaves_a_plain_pipeline(base_name, runs):
+    direct, plain = runs[base_name, "direct"], SMALL[base_name].base_pipeline()
+    pipe, component = direct.saved(), direct.base.component
+    assert type(pipe) is type(plain)
+    assert same(pipe.components[component], direct.model) and not same(direct.model, plain.components[component])
+    assert same(pipe.vae, plain.vae) and same(pipe.text_encoder, plain.text_encoder)
 
 
-def test_a_lora_loads_into_the_inflated_base(lora):
-    base = joint_base(lora.family)
-    video = torch.randn(1, *({"cogvideox": (3, 8, 2, 2), "modelscope": (8, 3, 8, 8)}[lora.family]))
-    inputs = video, torch.tensor([500]), base.encode_prompt(["a red circle"])
-    model = base.pipe.components[lora.component]
-    with torch.no_grad():
-        before = base.predict(model, *inputs)
-        base.pipe.load_lora_weights(lora.folder, weight_name=LORA_WEIGHT_NAME_SAFE)  # 0.38 wants it offline
-        after, expected = base.predict(model, *inputs), base.predict(lora.model, *inputs)
-    assert torch.allclose(after, expected, atol=1e-5)
+@pytest.mark.parametrize(
+    ("base_name", "kind"), [("cogvideox", "lora"), ("modelscope", "lora"), ("cogvideox", "direct lora")]
+)
+def test_a_lora_loads_into_the_base_it_was_trained_for(base_name, kind, runs):
+    run = runs[base_name, kind]
+    base = joint_base(base_name) if kind == "lora" else type(run.base)(SMALL[base_name].base_pipeline())
+    before = run.predict(base)
+    base.pipe.load_lora_weights(run.folder, weight_name=LORA_WEIGHT_NAME_SAFE)  # 0.38 wants it offline
+    after = run.predict(base)
+    assert torch.allclose(after, run.predict(), atol=1e-5)
     for old, new in zip(before.chunk(2, base.channel_dim), after.chunk(2, base.channel_dim)):
         assert (new - old).abs().max() > 1e-3  # the video's share and the mask's
-    assert not list(lora.folder.glob("**/diffusion_pytorch_model.safetensors"))
+    assert not list(run.folder.glob("**/diffusion_pytorch_model.safetensors"))
+    card = (run.folder / "README.md").read_text()
+    assert "load_lora_weights" in card and ("return_masks" in card) == ("convert" in card) == (kind == "lora")
 
 
-def test_a_direct_lora_loads_into_the_plain_base(runs, cogvideox_base):
-    direct_lora = runs("direct lora", "cogvideox")
-    cogvideox_base.load_lora_weights(direct_lora.folder, weight_name=LORA_WEIGHT_NAME_SAFE)
-    base = CogVideoX(cogvideox_base)
-    inputs = torch.randn(1, 3, 4, 2, 2), torch.tensor([500]), base.encode_prompt(["a red circle"])
-    with torch.no_grad():
-        expected = base.predict(direct_lora.model, *inputs)
-        assert torch.allclose(base.predict(cogvideox_base.transformer, *inputs), expected, atol=1e-5)
-    card = (direct_lora.folder / "README.md").read_text()
-    assert "load_lora_weights" in card and "convert" not in card and "return_masks" not in card
-
-
-def test_a_plain_unet_takes_no_lora(modelscope_base_folder, modelscope_latents, train_modelscope, tmp_path):
-    flags = ["--objective", "direct", "--use_lora"]
-    with pytest.raises(
-        SystemExit, match=r"^error: --use_lora: diffusers cannot load a LoRA into a UNet3DConditionModel"
-    ):
-        train(train_modelscope, modelscope_base_folder, modelscope_latents, tmp_path / "out", *flags)
+def test_a_plain_unet_takes_no_lora(train_scripts, plain_folders, latents_folders, tmp_path):
+    inputs = train_scripts["modelscope"], plain_folders["modelscope"], latents_folders["modelscope"], tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"^error: --use_lora: diffusers cannot load a LoRA into a UNet3DConditionM"):
+        train(*inputs, *KINDS["direct lora"])
 
 
 # The card
@@ -156,45 +139,24 @@ def public_files(folder):
     return sorted(name for name in names if not private.match(name))
 
 
-def test_nothing_public_names_a_local_path(any_run, cogvideox_base_folder):
-    names = public_files(any_run.folder)
-    assert "README.md" in names
-    for name in names:
-        content = (any_run.folder / name).read_bytes()
-        for part in (any_run.folder.parent.name, cogvideox_base_folder.parents[1].name, "_name_or_path"):
-            assert part.encode() not in content, name
-
-
-def test_the_card_has_the_run_s_own_settings(any_run):
-    card = (any_run.folder / "README.md").read_text()
+def test_the_card_has_the_run_s_own_settings_and_no_local_path(any_run, plain_folders):
+    base, card = any_run.base, (any_run.folder / "README.md").read_text()
     config = json.loads((any_run.folder / "train_config.json").read_text())
-    for name in (
-        "learning_rate",
-        "train_batch_size",
-        "objective",
-        "use_ema",
-        "rank",
-        "seed",
-        "lr_scheduler",
-        "loss_weight",
-    ):
+    for name in ("learning_rate", "objective", "use_ema", "rank", "seed", "lr_scheduler", "loss_weight"):
         assert f"| `{name}` | {config[name]} |" in card
-    clips = 8 - config["heldout_samples"]
-    frames = {"cogvideox": 9, "modelscope": 3}[any_run.family]
-    assert (
-        f"train_jdm_{any_run.family}.py` of diffusers-jdm: 2 steps of 2 samples on {clips} clips of {frames} frames"
-        in card
-    )
-    assert "mixed precision no" in card and f"torch {torch.__version__.split('+')[0]}" in card
-    log = [json.loads(line) for line in (any_run.folder / "log.jsonl").read_text().splitlines()]
+    clips, frames = 8 - config["heldout_samples"], SMALL[base.name].NUM_FRAMES
+    script = f"train_jdm_{base.name}.py` of diffusers-jdm: 2 steps of 2 samples on {clips} clips of {frames} frames"
+    assert script in card and "mixed precision no" in card and f"torch {torch.__version__.split('+')[0]}" in card
+    log = read_log(any_run.folder)
     last = [line for line in log if "loss" in line][-1]
-    assert (
-        f"In the last line of the log (step 2): loss {last['loss']:.4f}, loss/video {last['loss/video']:.4f}" in card
-    )
-    held_out = [line for line in log if "heldout/loss" in line]
+    assert f"last line of the log (step 2): loss {last['loss']:.4f}, loss/video {last['loss/video']:.4f}" in card
+    held_out = [f"heldout/loss {line['heldout/loss']:.4f}" for line in log if "heldout/loss" in line]
     assert ("On samples held out" in card) == bool(held_out) == (config["heldout_samples"] > 0)
-    if held_out:
-        assert f"heldout/loss {held_out[-1]['heldout/loss']:.4f}" in card
+    assert all(text in card for text in held_out[-1:])
+    for name in public_files(any_run.folder):
+        content = (any_run.folder / name).read_bytes()
+        for part in (any_run.folder.parent.name, plain_folders[base.name].parents[1].name, "_name_or_path"):
+            assert part.encode() not in content, name
 
 
 def test_samples_are_in_the_card(full):
@@ -204,34 +166,28 @@ def test_samples_are_in_the_card(full):
     for link in links.values():
         step = full.folder / "validation" / "step-2" / link.split("/")[1]
         assert link.endswith("_overlay.mp4") and (full.folder / link).read_bytes() == step.read_bytes()
-    assert [widget["text"] for widget in card.data.widget] == list(links)
-    assert [widget["output"]["url"] for widget in card.data.widget] == list(links.values())
-    assert {path.name for path in (full.folder / "samples").iterdir()} == {
-        link.split("/")[1] for link in links.values()
-    }
+    assert [(widget["text"], widget["output"]["url"]) for widget in card.data.widget] == list(links.items())
+    assert {f"samples/{path.name}" for path in (full.folder / "samples").iterdir()} == set(links.values())
 
 
-def test_cards_say_what_it_is(runs):
+def test_a_card_says_what_it_is_and_what_it_comes_from(runs, tmp_path):
     tags = {}
-    for name in ("full", "direct", "lora"):
-        card = ModelCard.load(runs(name, "modelscope").folder / "README.md")
-        tags[name] = set(card.data.tags)
+    for kind in ("full", "direct", "lora"):
+        card = ModelCard.load(runs["modelscope", kind].folder / "README.md")
+        tags[kind] = set(card.data.tags)
         assert card.data.pipeline_tag == "text-to-video" and card.data.library_name == "diffusers"
     assert "video-segmentation" in tags["full"] and "video-segmentation" not in tags["direct"] | tags["lora"]
-    assert "lora" in tags["lora"] and "diffusers-jdm convert" in card.text
-
-
-def test_the_hub_s_name_and_base_are_in_the_card(full, tmp_path):
-    config = full.trainer.config
-    pipe = full.load()
-    pipe.save_pretrained(tmp_path)
+    assert "lora" in tags["lora"]
+    run = runs["cogvideox", "full"]
+    run.saved().save_pretrained(tmp_path)
     for base, expected in (
         ("zai-org/CogVideoX-2b", "zai-org/CogVideoX-2b"),
         (str(tmp_path), None),
         ("tests/data", None),
     ):
-        changed = type(config)(**vars(config) | {"pretrained_model_name_or_path": base, "hub_model_id": "me/mine"})
-        result.write_result_card(changed, tmp_path, "Trained.", {})
+        changed = {"pretrained_model_name_or_path": base, "hub_model_id": "me/mine"}
+        config = type(run.trainer.config)(**vars(run.trainer.config) | changed)
+        result.write_result_card(config, tmp_path, "Trained.", {})
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.base_model == expected and 'from_pretrained("me/mine"' in card.text
 
@@ -239,9 +195,14 @@ def test_the_hub_s_name_and_base_are_in_the_card(full, tmp_path):
 # Saving again
 
 
-def test_a_second_save_replaces_the_first(cogvideox_base_folder, cogvideox_latents, train_cogvideox, tmp_path):
-    inputs = train_cogvideox, cogvideox_base_folder, cogvideox_latents, tmp_path / "out", "--learning_rate", 1e-2
-    folder, trainer = train_and_keep(*inputs)
+@pytest.fixture
+def inputs(train_scripts, plain_folders, latents_folders, tmp_path):
+    """Of a run of the first script, with a folder of its own."""
+    return train_scripts["cogvideox"], plain_folders["cogvideox"], latents_folders["cogvideox"], tmp_path / "out"
+
+
+def test_a_second_save_replaces_the_first(inputs):
+    folder, trainer = train_and_keep(*inputs, "--learning_rate", 1e-2)
     (folder / "transformer" / "of-an-older-save.bin").touch()
     (folder / "notes.txt").write_text("mine")
     with torch.no_grad():
@@ -254,19 +215,18 @@ def test_a_second_save_replaces_the_first(cogvideox_base_folder, cogvideox_laten
     assert (DiffusionPipeline.from_pretrained(folder).transformer.proj_out.bias == 7).all()
 
 
-def test_a_save_that_is_stopped_leaves_no_pipeline(full, tmp_path, monkeypatch):
+def test_a_save_that_is_stopped_leaves_no_pipeline(runs, tmp_path, monkeypatch):
     """`model_index.json`, which makes a folder a pipeline, goes first and comes last."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    result.save_pipeline(full.load(), folder, joint=True)
-    assert (folder / "model_index.json").exists()
+    pipe = runs["cogvideox", "full"].saved()
+    result.save_pipeline(pipe, tmp_path, joint=True)
+    assert (tmp_path / "model_index.json").exists()
     monkeypatch.setattr(result.shutil, "rmtree", lambda path, **kwargs: kwargs or 1 / 0)  # a kill at the first folder
     with pytest.raises(ZeroDivisionError):
-        result.save_pipeline(full.load(), folder, joint=True)
-    assert not (folder / "model_index.json").exists()
+        result.save_pipeline(pipe, tmp_path, joint=True)
+    assert not (tmp_path / "model_index.json").exists()
     monkeypatch.undo()
-    result.save_pipeline(full.load(), folder, joint=True)
-    assert (folder / "model_index.json").exists() and not list(folder.glob(".*"))
+    result.save_pipeline(pipe, tmp_path, joint=True)
+    assert (tmp_path / "model_index.json").exists() and not list(tmp_path.glob(".*"))
 
 
 # The Hub
@@ -276,11 +236,11 @@ def test_a_save_that_is_stopped_leaves_no_pipeline(full, tmp_path, monkeypatch):
 def hub(monkeypatch, tmp_path):
     """`hub(...)`: a `Hub` that the scripts and huggingface_hub take for the real one. `hub.checks`: what was checked.
 
-    The check is not run (test_push_check.py and test_hub_http.py do that): it starts a process.
+    The check is not run (tests/hub does that): it starts a process.
     """
 
-    def start(**options):
-        hub = take_for_the_hub(Hub(**options), monkeypatch, tmp_path / "cache", token=None)
+    def start(token="hf_good", **options):
+        hub = take_for_the_hub(Hub(**options), monkeypatch, tmp_path / "cache", token=token)
         hub.checks = []
         monkeypatch.setattr("diffusers_jdm.hub.push.check_in_fresh_process", lambda *call: hub.checks.append(call))
         return hub
@@ -288,113 +248,69 @@ def hub(monkeypatch, tmp_path):
     return start
 
 
-@pytest.fixture
-def push(cogvideox_base_folder, cogvideox_latents, train_cogvideox, tmp_path):
-    def push(*flags):
-        inputs = train_cogvideox, cogvideox_base_folder, cogvideox_latents, tmp_path / "out"
-        return train(*inputs, "--push_to_hub", "--hub_token", "hf_good", *flags)
-
-    return push
-
-
 @pytest.mark.parametrize("kind", ["full", "direct", "lora"])
-def test_the_result_is_uploaded_and_nothing_else(kind, hub, push, tmp_path):
+def test_the_result_is_uploaded_and_nothing_else(kind, hub, inputs, tmp_path):
     hub = hub()
-    for name in (".env", "notes.txt", "latents/shard-000-00000.safetensors", "samples/old.mp4", "vae/old.bin"):
+    mine = {".env", "notes.txt", "latents/shard-000-00000.safetensors"}
+    for name in (*mine, "samples/old.mp4", "vae/old.bin"):
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("mine")
-    folder = push(*KINDS[kind])
+    folder = train(*inputs, "--push_to_hub", *KINDS[kind])
     ((name, uploaded),) = hub.files.items()
     ((_, _, base),) = hub.checks
     assert (base is None) == (kind != "lora") and hub.messages[name] == ["End of training"]
-    assert name == "me/out" and "README.md" in uploaded
+    assert name == "me/out" and "visibility" not in hub.repos[name]
+    card = (folder / "README.md").read_text()
+    assert "ORG/NAME" not in card and (kind == "lora" or f'from_pretrained("{name}"' in card)
     if kind == "lora":
         assert uploaded == {"README.md", "pytorch_lora_weights.safetensors"}
-    else:
-        mine = {".env", "notes.txt", "latents/shard-000-00000.safetensors"}
-        assert uploaded == set(public_files(folder)) - mine
-        assert {
-            "model_index.json",
-            "vae/config.json",
-            "transformer/config.json",
-            "tokenizer/tokenizer_config.json",
-        } < uploaded
-        assert ("pipeline_cogvideox_jdm.py" in uploaded) == (kind == "full")
-        assert len([name for name in uploaded if name.startswith("samples/")]) == (2 if kind == "full" else 0)
-    for path in folder.rglob("*.json*"):
-        assert "hf_good" not in path.read_text()
+        return
+    assert uploaded == set(public_files(folder)) - mine
+    parts = {"vae/config.json", "transformer/config.json", "tokenizer/tokenizer_config.json"}
+    assert {"README.md", "model_index.json", *parts} < uploaded
+    assert ("pipeline_cogvideox_jdm.py" in uploaded) == (kind == "full")
+    assert len([name for name in uploaded if name.startswith("samples/")]) == (2 if kind == "full" else 0)
 
 
-@pytest.mark.parametrize(
-    "flags, name", [([], "me/out"), (["--hub_model_id", "mine"], "me/mine"), (["--hub_model_id", "us/x"], "us/x")]
-)
-def test_the_card_of_an_uploaded_result_names_its_repo(flags, name, hub, push):
+def test_the_repo_may_be_private_and_of_another_name(hub, inputs):
     hub = hub()
-    folder = push(*flags, "--max_train_steps", 1)
-    assert f'from_pretrained("{name}"' in (folder / "README.md").read_text()
-    assert "ORG/NAME" not in (folder / "README.md").read_text()
-    assert "visibility" not in hub.repos[name] and hub.files[name]
-
-
-def test_the_repo_may_be_private(hub, push):
-    hub = hub()
-    push("--max_train_steps", 1, "--hub_private_repo")
-    assert hub.repos["me/out"]["visibility"] == "private"
-    resumed = "--max_train_steps", 2, "--resume_from_checkpoint", "latest"
-    push(*resumed, "--hub_private_repo", "--hub_revision", "trial")  # it is there, and private
-    assert hub.refs["me/out"].keys() == {"main", "trial"}
-
-
-def test_the_other_script_uploads_too(hub, train_modelscope, modelscope_base_folder, modelscope_latents, tmp_path):
-    hub = hub()
-    inputs = train_modelscope, modelscope_base_folder, modelscope_latents, tmp_path / "out"
-    train(*inputs, "--push_to_hub", "--hub_token", "hf_good", "--max_train_steps", 1)
-    assert {"model_index.json", "pipeline_modelscope_jdm.py", "unet/diffusers_jdm.py"} < hub.files["me/out"]
-
-
-def test_a_public_repo_is_not_taken_for_a_private_result(hub, push, tmp_path):
-    hub = hub()
-    HfApi(token="hf_good").create_repo("me/out")
-    with pytest.raises(SystemExit, match=r"^error: --hub_private_repo: me/out is there already and is public"):
-        push("--max_train_steps", 1, "--hub_private_repo")
-    assert hub.branch("me/out") == {} and not list((tmp_path / "out").iterdir())
+    private = "--push_to_hub", "--hub_model_id", "mine", "--hub_private_repo", "--max_train_steps"
+    train(*inputs, *private, 1)
+    assert hub.repos["me/mine"]["visibility"] == "private" and hub.files["me/mine"]
+    train(*inputs, *private, 2, "--resume_from_checkpoint", "latest")  # it is there, and private
+    assert len(hub.messages["me/mine"]) == 2
+    HfApi(token="hf_good").create_repo("me/public")
+    with pytest.raises(SystemExit, match=r"^error: --hub_private_repo: me/public is there already and is public"):
+        train(*inputs[:3], inputs[3].with_name("other"), *private, 1, "--hub_model_id", "public")
+    assert hub.branch("me/public") == {} and not list(inputs[3].with_name("other").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["offline mode", "no server", "bad token", "bad name"])
-def test_a_repo_that_cannot_be_made_is_known_before_the_training(damage, hub, push, tmp_path, monkeypatch):
+def test_a_repo_that_cannot_be_made_is_known_before_the_training(damage, hub, inputs, monkeypatch):
+    if damage != "offline mode":
+        hub(token="hf_bad" if damage == "bad token" else "hf_good")
     if damage == "no server":  # a real refusal, of another class
-        hub()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    elif damage != "offline mode":
-        hub()
-    flags = {"bad token": ["--hub_token", "hf_bad"], "bad name": ["--hub_model_id", "me/mi ne"]}.get(damage, [])
-    with pytest.raises(SystemExit) as exit:
-        push(*flags)
-    assert re.match(
-        r"error: --push_to_hub: the repo .+ cannot be made \(.+\): mend --hub_model_id or", exit.value.code
-    )
-    assert "\n" not in exit.value.code and "hf_good" not in exit.value.code
-    assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(SystemExit) as end:
+        train(*inputs, "--push_to_hub", "--hub_model_id", "me/mi ne" if damage == "bad name" else "me/mine")
+    assert re.match(r"error: --push_to_hub: the repo .+ cannot be made \(.+\): mend --hub_model_id or", end.value.code)
+    assert "\n" not in end.value.code and "hf_good" not in end.value.code
+    assert not list(inputs[3].iterdir())
 
 
-def test_a_result_that_fails_the_check_is_not_uploaded(hub, push, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["fails the check", "upload fails"])
+def test_a_push_that_fails_loses_nothing(damage, hub, inputs, monkeypatch):
     def fails(*_):
         raise ValueError("it does not load")
 
-    hub = hub()
-    monkeypatch.setattr("diffusers_jdm.hub.push.check_in_fresh_process", fails)
-    with pytest.raises(SystemExit, match=r"^error: nothing was uploaded \(it does not load\), and nothing is lost"):
-        push("--hub_model_id", "mine")
-    assert hub.files == {}
-    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "out"), CogVideoXJDMPipeline)
-
-
-def test_an_upload_that_fails_loses_nothing(hub, push, tmp_path):
-    hub(takes_commits=False)
-    with pytest.raises(SystemExit) as exit:
-        push("--hub_model_id", "mine")
-    message = exit.value.code
+    hub = hub(takes_commits=damage != "upload fails")
+    if damage == "fails the check":
+        monkeypatch.setattr("diffusers_jdm.hub.push.check_in_fresh_process", fails)
+    with pytest.raises(SystemExit) as end:
+        train(*inputs, "--push_to_hub", "--hub_model_id", "mine")
+    message, folder = end.value.code, inputs[3]
     assert message.startswith("error: nothing was uploaded (") and "\n" not in message
-    assert f"push it again with `diffusers-jdm push {tmp_path / 'out'} me/mine`" in message
-    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "out"), CogVideoXJDMPipeline)
-    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+    assert ("(it does not load), and nothing is lost" in message) == (damage == "fails the check")
+    assert f"push it again with `diffusers-jdm push {folder} me/mine`" in message
+    assert isinstance(DiffusionPipeline.from_pretrained(folder), CogVideoXJDMPipeline)
+    assert (folder / "checkpoint-2").is_dir() and not hub.files

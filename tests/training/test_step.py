@@ -1,11 +1,8 @@
-from types import SimpleNamespace
-
 import pytest
-import small_models
 import torch
 from small_data import perturb
+from small_models import SMALL
 
-from diffusers_jdm.objective import prediction_target
 from diffusers_jdm.roles import GENERATE
 from diffusers_jdm.samples.dataset import Objective, RegionDataset, collate
 from diffusers_jdm.training.step import attention_kernel, compute_losses, encode, sample_noise, to_device
@@ -18,10 +15,21 @@ def read_batch(source, objective, indices=range(8), epoch=0):
     return to_device(collate([dataset[epoch, index] for index in indices]), CPU)
 
 
+def denoiser(base):
+    return perturb(base.pipe.components[base.component])
+
+
+def test_a_batch_keeps_its_dtypes_but_float64():
+    batch = {"u": torch.ones(2, dtype=torch.float64), "video": torch.ones(2, dtype=torch.uint8), "ids": ["a"]}
+    moved = to_device(batch, CPU)
+    assert moved["u"].dtype == torch.float32  # MPS has no float64
+    assert moved["video"].dtype == torch.uint8 and moved["ids"] == ["a"]
+
+
 # Pixels to latents
 
 
-def test_pixels_are_encoded_as_the_backbone_does(base, videos):
+def test_pixels_are_encoded_as_the_base_does(base, videos):
     batch = read_batch(videos, Objective(weight=0.5, text_dropout=0.3))
     fine = batch["roles"][:, 1] == GENERATE
     assert fine.any() and not fine.all()
@@ -39,106 +47,76 @@ def test_pixels_are_encoded_as_the_backbone_does(base, videos):
 def test_videos_and_latents_are_two_ways_to_one_batch(base, videos, latents):
     """The stored latents are fp16; video and full caption of L_diff do not depend on the source's draw of objects."""
     objective = Objective(weight=0.0, text_dropout=0.0)
-    online, stored = (encode(base, read_batch(source, objective)) for source in (videos, latents))
+    batch = read_batch(latents, objective)
+    online, stored = encode(base, read_batch(videos, objective)), encode(base, batch)
+    assert stored == batch  # the same tensors
     for name in ("video", "prompt_embeds"):
         assert torch.allclose(online[name], stored[name], atol=2e-3, rtol=2e-3)
     assert online["mask"] is None and stored["mask"] is None
 
 
-def test_a_batch_of_latents_stays_as_it_is(base, latents):
-    batch = read_batch(latents, Objective())
-    assert encode(base, batch) == batch  # the same tensors
-
-
-# Noise
+# Noise and losses
 
 
 def test_noise_follows_from_the_seed_alone():
-    seeds = [3, 2**61 + 1, 0, 17]
-    together = sample_noise(seeds, torch.Size([3, 8, 2, 2]), CPU)
+    seeds, shape = [3, 2**61 + 1, 0, 17], torch.Size([3, 8, 2, 2])
+    state = torch.get_rng_state()
+    together = sample_noise(seeds, shape, CPU)
+    assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(1)
-    alone = torch.cat([sample_noise([seed], torch.Size([3, 8, 2, 2]), CPU) for seed in reversed(seeds)])
+    alone = torch.cat([sample_noise([seed], shape, CPU) for seed in reversed(seeds)])
     assert torch.equal(together, alone.flip(0))
     assert len({tuple(noise.flatten().tolist()) for noise in together}) == 4
-    state = torch.get_rng_state()
-    sample_noise(seeds, torch.Size([1]), CPU)
-    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_the_split_into_batches_makes_no_difference(base, latents):
     """So a run with another number of processes, and the same global batch, has the same losses."""
-    model, scheduler = perturb(getattr(base.pipe, base.component)), base.noise_scheduler()
-    objective = Objective(weight=0.5)
-    whole = compute_losses(base, scheduler, model, read_batch(latents, objective), "jdm")
+    model, objective = denoiser(base), Objective(weight=0.5)
+    whole = compute_losses(base, model, read_batch(latents, objective), "jdm")
     parts = [
-        compute_losses(base, scheduler, model, read_batch(latents, objective, indices), "jdm")
+        compute_losses(base, model, read_batch(latents, objective, indices), "jdm")
         for indices in ([0, 1, 2], [3], [4, 5, 6, 7])
     ]
     for name in ("per_sample", "video"):
         assert torch.allclose(whole[name], torch.cat([part[name] for part in parts]), rtol=1e-4)
 
 
-# Losses
-
-
 def test_the_exact_two_pass_form_weighs_its_branches(base, latents):
-    model, scheduler = perturb(getattr(base.pipe, base.component)), base.noise_scheduler()
+    model = denoiser(base)
     batch = read_batch(latents, Objective(weight=0.8, alpha=1.5, exact_two_pass=True), range(4))
-    losses = compute_losses(base, scheduler, model, batch, "jdm", exact_two_pass=True)
+    losses = compute_losses(base, model, batch, "jdm", exact_two_pass=True)
     share, fine, diff = batch["fine_probability"], losses["per_sample"][::2], losses["per_sample"][1::2]
     assert torch.allclose(losses["loss"], (share * fine + (1 - share) * diff).mean())
-    plain = compute_losses(base, scheduler, model, batch, "jdm")
+    plain = compute_losses(base, model, batch, "jdm")
     assert torch.allclose(plain["loss"], losses["per_sample"].mean()) and plain["loss"] != losses["loss"]
 
 
 def test_direct_fine_tuning_is_the_plain_loss_of_a_base(base, latents):
-    base = getattr(small_models, f"{base.name}_base_pipeline")()
-    base, model = type(base)(base), getattr(base, base.component)
-    scheduler, batch = base.noise_scheduler(), read_batch(latents, Objective("direct"))
-    losses = compute_losses(base, scheduler, model, batch, "direct")
-    timesteps, video = (batch["u"] * 1000).long(), batch["video"]
-    noise = sample_noise(batch["noise_seed"], video.shape[1:], CPU)
-    prediction = base.predict(model, scheduler.add_noise(video, noise, timesteps), timesteps, batch["prompt_embeds"])
-    target = prediction_target(scheduler, video, noise, timesteps)
+    base = type(base)(SMALL[base.name].base_pipeline())
+    model, batch = base.pipe.components[base.component], read_batch(latents, Objective("direct"))
+    losses = compute_losses(base, model, batch, "direct")
+    noise = sample_noise(batch["noise_seed"], batch["video"].shape[1:], CPU)
+    noisy, target, timesteps = base.corrupt(batch["video"], noise, batch["u"])
+    prediction = base.predict(model, noisy, timesteps, batch["prompt_embeds"])
     assert "mask" not in losses
     assert torch.allclose(losses["loss"], torch.nn.functional.mse_loss(prediction, target))
 
 
-@pytest.mark.parametrize("u, timestep", [(0.0, 0), (0.5, 500), (0.9999, 999), (1 - 1e-9, 999)])
-def test_every_u_below_1_is_a_timestep(u, timestep, base, latents):
-    batch = read_batch(latents, Objective(), range(1))
-    batch = to_device(batch | {"u": torch.tensor([u], dtype=torch.float64)}, CPU)
-    seen = []
-
-    def predict(model, noisy, timesteps, prompt_embeds, roles=None):
-        seen.extend(timesteps.tolist())
-        return noisy
-
-    spy = SimpleNamespace(channel_dim=base.channel_dim, predict=predict)
-    compute_losses(spy, base.noise_scheduler(), None, batch, "jdm")
-    assert seen == [timestep]
+# The attention kernel
 
 
-def test_to_device_keeps_what_is_no_tensor():
-    batch = {"u": torch.ones(2, dtype=torch.float64), "video": torch.ones(2, dtype=torch.uint8), "ids": ["a"]}
-    moved = to_device(batch, CPU)
-    assert moved["u"].dtype == torch.float32  # MPS has no float64
-    assert moved["video"].dtype == torch.uint8 and moved["ids"] == ["a"]
-
-
-def test_short_sequences_have_the_math_kernel_on_a_cpu_in_bf16():
-    with attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2, "bf16"):
-        assert not torch.backends.cuda.flash_sdp_enabled()
-    with attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2, "no"):  # no faster in fp32
-        assert torch.backends.cuda.flash_sdp_enabled()
-    with attention_kernel(torch.zeros(2, 13, 32, 20, 24), 2, "bf16"):  # as large as in benchmarks/bench_train.py
-        assert torch.backends.cuda.flash_sdp_enabled()
-
-
-def test_the_kernel_is_torch_s_choice_again_afterwards():
+@pytest.mark.parametrize(
+    ("shape", "precision", "is_torch_s"),
+    [
+        ((2, 3, 16, 12, 12), "bf16", False),
+        ((2, 3, 16, 12, 12), "no", True),  # no faster in fp32
+        ((2, 13, 32, 20, 24), "bf16", True),  # as large as in benchmarks/bench_train.py
+    ],
+)
+def test_short_sequences_have_the_math_kernel_on_a_cpu_in_bf16(shape, precision, is_torch_s):
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
     before = allowed()
-    with pytest.raises(ValueError), attention_kernel(torch.zeros(2, 3, 16, 12, 12), 2, "bf16"):
-        assert allowed()
-        raise ValueError
+    with pytest.raises(ZeroDivisionError), attention_kernel(torch.zeros(shape), 2, precision):
+        assert torch.backends.cuda.flash_sdp_enabled() == is_torch_s
+        raise ZeroDivisionError
     assert allowed() == before and torch.backends.cuda.flash_sdp_enabled()

@@ -237,8 +237,14 @@ def inflate(base_model: ModelMixin) -> ModelMixin:
 
 
 def make_joint(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """The joint pipeline of a plain one, with the same other parts; one that is joint already comes back as it is."""
+    """The joint pipeline of a plain one, with the same other parts; one that is joint already comes back as it is.
+
+    Raises:
+        ValueError: it is not a pipeline of a base, or its denoiser cannot be inflated.
+    """
     base = base_of_pipeline(type(pipe).__name__)
+    if base is None:
+        raise ValueError(f"a {type(pipe).__name__} cannot be made joint: it is not a pipeline of a base.")
     if type(pipe).__name__ == base.joint_pipeline.__name__:  # by name: it may be a Hub repo's
         return pipe
     denoiser = inflate(pipe.components[base.component])

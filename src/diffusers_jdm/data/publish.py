@@ -22,6 +22,7 @@ from diffusers_jdm.data.check import check_dataset
 from diffusers_jdm.data.manifest import SCHEMA, Manifest, is_inside
 from diffusers_jdm.data.media import exists, members, tar_of
 from diffusers_jdm.errors import one_line
+from diffusers_jdm.files import read_json
 
 MARK = "<!-- Written by diffusers-jdm, and anew with each push: take this line out to keep a text of your own. -->"
 FOOTAGE_COLUMNS = ("video", "depth", "hed")  # that name files
@@ -264,13 +265,7 @@ def _read_prepared(folder: Path) -> dict[str, Any]:
     path = folder / "prepare.json"
     if not path.exists():
         return {}
-    try:
-        prepared = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(prepared, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(prepared).__name__}")
-    return _without_paths(prepared)
+    return _without_paths(read_json(path))
 
 
 def _without_paths(value: Any) -> Any:

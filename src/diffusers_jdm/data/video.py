@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from diffusers_jdm.data.media import opened, tar_of
 from diffusers_jdm.errors import BadSampleError
+from diffusers_jdm.files import whole_file
 
 BT709, LIMITED_RANGE = 1, 1  # by FFmpeg's numbers
 
@@ -147,29 +147,23 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
         frames: uint8, (F, H, W, 3), RGB; or F arrays (H, W, 3) one after the other, of which none is kept.
     """
     av = _av()
-    path = Path(path)
     if isinstance(frames, np.ndarray) and (frames.ndim != 4 or not len(frames)):
         raise ValueError(f"frames must be uint8 of shape (F, H, W, 3), got {frames.dtype} of shape {frames.shape}")
     frames = iter(frames)
     first = _checked(next(frames, None))
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    try:
-        with av.open(os.fspath(temporary), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "0"})
-            stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv444p"
-            context = stream.codec_context
-            context.thread_count = 1
-            context.colorspace = context.color_primaries = context.color_trc = BT709
-            context.color_range = LIMITED_RANGE
-            for pixels in chain([first], frames):
-                pixels = np.ascontiguousarray(_checked(pixels, first.shape))
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame = frame.reformat(format="yuv444p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # nothing is left of it after the rename
+    with whole_file(path) as temporary, av.open(os.fspath(temporary), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "0"})
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv444p"
+        context = stream.codec_context
+        context.thread_count = 1
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
+        for pixels in chain([first], frames):
+            pixels = np.ascontiguousarray(_checked(pixels, first.shape))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = frame.reformat(format="yuv444p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def _checked(pixels: np.ndarray | None, shape: tuple[int, ...] | None = None) -> np.ndarray:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard
 
-from diffusers_jdm.evaluation.benchmarks.collect import COMPBENCH_COLUMNS, VBENCH_COLUMNS
-from diffusers_jdm.evaluation.masks.evaluation import TITLES
+from diffusers_jdm.errors import one_line
+from diffusers_jdm.evaluation.benchmarks.paper_tables import COMPBENCH_COLUMNS, VBENCH_COLUMNS
+from diffusers_jdm.evaluation.masks.compare import TITLES
 from diffusers_jdm.evaluation.report import read_figures
 from diffusers_jdm.evaluation.shapes import COLUMNS
+from diffusers_jdm.files import whole_file
 
 TASK = "text-to-video"
 
@@ -75,10 +77,9 @@ def add_to_card(card_path: str | os.PathLike, results: list[EvalResult]) -> Path
     try:
         card = ModelCard.load(path)
     except Exception as error:  # of yaml and of the Hub's own checks
-        raise ValueError(f"the metadata of {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the metadata of {path} cannot be read: {one_line(error)}") from error
     card.data.model_name = card.data.get("model_name") or path.absolute().parent.name
     card.data.eval_results = results
-    temporary = path.with_name(f"{path.name}.tmp")
-    card.save(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        card.save(temporary)
     return path

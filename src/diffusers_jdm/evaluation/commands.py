@@ -5,10 +5,29 @@ import sys
 
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.evaluation.benchmarks.commands import (
-    add_sampling_arguments,
+    add_collect_verb,
+    add_export_compbench_verb,
+    add_export_vbench_verb,
+)
+from diffusers_jdm.evaluation.flags import (
+    add_dtype_flag,
+    add_sampling_flags,
     names_between_commas,
+    needs_extra,
     sampling_settings,
 )
+
+
+def add_verbs(verbs: argparse._SubParsersAction) -> None:
+    add_masks_verb(verbs)
+    add_export_vbench_verb(verbs)
+    add_export_compbench_verb(verbs)
+    add_collect_verb(verbs)
+    add_preference_verb(verbs)
+    add_overhead_verb(verbs)
+    add_figure_verb(verbs)
+    add_shapes_verb(verbs)
+    add_report_verb(verbs)
 
 
 def add_masks_verb(verbs: argparse._SubParsersAction) -> None:
@@ -22,12 +41,14 @@ def add_masks_verb(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("predicted", metavar="PREDICTED", help="folder with the predicted masks")
     parser.add_argument("true", metavar="TRUE", help="folder with the true masks, or a training set with its manifest")
     parser.add_argument("--output", metavar="FILE.json", help="write all figures, also of each video, to this file")
-    parser.add_argument("--thresholds", metavar="A,B", help="of the sweep over soft masks; by default 0.05 to 0.95")
+    parser.add_argument(
+        "--thresholds", metavar="A,B", help="where soft masks are cut, 0 to 1 (default: 0.05, 0.10, ... 0.95)"
+    )
     parser.set_defaults(run=_evaluate_masks)
 
 
 def _evaluate_masks(arguments: argparse.Namespace) -> None:
-    from diffusers_jdm.evaluation.masks.evaluation import evaluate_masks, print_table
+    from diffusers_jdm.evaluation.masks.compare import evaluate_masks, print_table
     from diffusers_jdm.evaluation.masks.quality import SWEEP
 
     thresholds = SWEEP
@@ -51,13 +72,15 @@ def add_preference_verb(verbs: argparse._SubParsersAction) -> None:
         "one follows the text better and which one looks better. With --tally: counts the votes that the page has saved.",
     )
     parser.add_argument("a", metavar="A", help="folder with videos, such as those of export-vbench; the baseline's")
-    parser.add_argument("b", metavar="B", help="folder with the partners, by prompt and seed or by file name")
+    parser.add_argument("b", metavar="B", help="folder with videos of the same prompts and seeds, or file names")
     parser.add_argument("--output", metavar="FILE", help="PAGE.html, or with --tally: a JSON file for all figures")
     parser.add_argument(
         "--tally", metavar="VOTES.json", nargs="+", help="files of votes; A, B and --seed as for the page"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order and the sides; keep it secret (default: 0)")
-    parser.add_argument("--max_pairs", type=int, metavar="N", help="of the page: at most N pairs, drawn at random")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the pairs' order and sides; keep it secret (default: 0)"
+    )
+    parser.add_argument("--max_pairs", type=int, metavar="N", help="show at most N pairs, drawn at random")
     parser.set_defaults(run=_preference)
 
 
@@ -68,18 +91,16 @@ def _preference(arguments: argparse.Namespace) -> None:
     if arguments.output and not arguments.output.lower().endswith(endings):  # votes must not be written over a page
         raise ValueError(f"--output must end with {endings[0]}, got {arguments.output}.")
     if arguments.tally:
-        from diffusers_jdm.evaluation.preference.figures import table
-        from diffusers_jdm.evaluation.preference.study import tally
+        from diffusers_jdm.evaluation.preference.shares import table
+        from diffusers_jdm.evaluation.preference.votes import tally
 
         print(table(tally(arguments.a, arguments.b, arguments.tally, arguments.seed, arguments.output)))
         if arguments.output:
             print(f"\nWrote {arguments.output}")
         return
 
-    try:
+    with needs_extra("train"):
         from diffusers_jdm.evaluation.preference.page import LARGE, write_page
-    except ModuleNotFoundError as error:
-        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[train]"') from error
     made = write_page(arguments.a, arguments.b, arguments.output, arguments.seed, arguments.max_pairs)
     print(f"Wrote {arguments.output}: {made['pairs']} pair(s), {made['bytes'] / 1e6:.1f} MB, page {made['page']}")
     if made["uneven"]:
@@ -102,21 +123,21 @@ def add_shapes_verb(verbs: argparse._SubParsersAction) -> None:
         "shape, place and motion of every object off the pixels: object class, multiple objects, colour binding, spatial relation, "
         "motion binding, count; beside them shuffled prompts (null) and rendered truth (ceiling).",
     )
-    parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="folders or Hub repos of one family")
-    parser.add_argument("--prompts_per_group", type=int, default=50, help="of each of five groups (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="names the prompts (default: 0)")
+    parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help="folders or Hub repos of one base")
+    parser.add_argument(
+        "--prompts_per_group", type=int, default=50, help="prompts in each of the five groups (default: 50)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the prompts (default: 0)")
     parser.add_argument("--batch_size", type=int, default=25, help="videos sampled at once (default: 25)")
     parser.add_argument("--output", metavar="FILE.json", help="write all figures to this file")
-    parser.add_argument("--num_inference_steps", type=int, default=25, help="default: 25")
-    parser.add_argument("--guidance_scale", type=float, default=3.0, help="default: 3")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="sampling steps (default: 25)")
+    parser.add_argument("--guidance_scale", type=float, default=3.0, help="classifier-free guidance (default: 3)")
     parser.set_defaults(run=_evaluate_shapes)
 
 
 def _evaluate_shapes(arguments: argparse.Namespace) -> None:
-    try:
+    with needs_extra("evaluate"):
         from diffusers_jdm.evaluation.shapes import evaluate_shapes, shapes_table
-    except ModuleNotFoundError as error:
-        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
     call = {name: getattr(arguments, name) for name in ("num_inference_steps", "guidance_scale")}
     figures = evaluate_shapes(
         arguments.checkpoints,
@@ -146,27 +167,27 @@ def add_figure_verb(verbs: argparse._SubParsersAction) -> None:
         "--prompts",
         metavar="FILE",
         required=True,
-        help="a prompt a line; “ | a dog, a ball” after it names its objects",
+        help="text file with a prompt a line; “ | a dog, a ball” after it names its objects",
     )
     parser.add_argument("--output", metavar="FIGURE.html", required=True, help="FIGURE.png is written beside it")
     parser.add_argument(
         "--detector", metavar="MODEL", help="a Grounding DINO, OWLv2 or SAM 3, or exact for the small world"
     )
     parser.add_argument(
-        "--tracker", metavar="MODEL", help="SAM 2 that follows the detector's boxes (default: prepare's)"
+        "--tracker", metavar="MODEL", help="a SAM 2 that follows the detector's boxes (default: prepare's)"
     )
-    parser.add_argument("--names", metavar="A,B", help="headings for BASE and JOINT")
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt; + 1 for each one more (default: 0)")
-    add_sampling_arguments(parser)
+    parser.add_argument("--names", metavar="A,B", help="headings for the columns of BASE and JOINT")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the first prompt; each next one has 1 more (default: 0)"
+    )
+    add_sampling_flags(parser)
     parser.set_defaults(run=_figure)
 
 
 def _figure(arguments: argparse.Namespace) -> None:
     settings = sampling_settings(arguments)
-    try:
-        from diffusers_jdm.evaluation.figure.figure import make_figure
-    except ModuleNotFoundError as error:
-        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[evaluate]"') from error
+    with needs_extra("evaluate"):
+        from diffusers_jdm.evaluation.figure.make import make_figure
     given = (arguments.base, arguments.joint, arguments.prompts, arguments.output, arguments.seed)
     files = make_figure(*given, arguments.detector, arguments.tracker, names_between_commas(arguments.names), settings)
     print(f"Wrote {' and '.join(str(file) for file in files)}")
@@ -187,12 +208,10 @@ def add_overhead_verb(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--output", metavar="FILE.json", help="write all figures, also of each turn, to this file")
     parser.add_argument("--turns", type=int, default=10, help="how often each is timed (default: 10)")
-    parser.add_argument("--num_inference_steps", type=int, help="of whole calls (default: 50)")
+    parser.add_argument("--num_inference_steps", type=int, help="sampling steps of whole calls (default: 50)")
     for name in ("num_frames", "height", "width"):
         parser.add_argument(f"--{name}", type=int, help="default: the checkpoint's")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
-    )
+    add_dtype_flag(parser)
     parser.set_defaults(run=_overhead)
 
 
@@ -223,9 +242,13 @@ def add_report_verb(verbs: argparse._SubParsersAction) -> None:
         "benchmarks.json, preference.json, figure.png and figure.html, ablation.json and ablation.png, by these names.",
     )
     parser.add_argument("folder", metavar="RUN", help="folder with the other verbs' files")
-    parser.add_argument("--output", metavar="FILE.html", help="default: RUN/report.html")
-    parser.add_argument("--card", metavar="README.md", help="write the figures into this model card's metadata, too")
-    parser.add_argument("--checkpoint", metavar="NAME", help="of the card, as the verbs have it; by default the last")
+    parser.add_argument("--output", metavar="FILE.html", help="the report (default: RUN/report.html)")
+    parser.add_argument("--card", metavar="README.md", help="also write the figures into this model card's metadata")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="checkpoint whose figures go into the card, as the verbs call it (default: the last of shapes.json)",
+    )
     parser.set_defaults(run=_report)
 
 

@@ -9,7 +9,6 @@ A folder may hold, each by the name that it is looked for by:
 """
 
 import base64
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_jdm.data.prepare.report.parts import STYLE
-from diffusers_jdm.evaluation.masks.evaluation import TITLES
+from diffusers_jdm.evaluation.masks.compare import TITLES
 from diffusers_jdm.evaluation.overhead.table import overhead_table
-from diffusers_jdm.evaluation.preference.figures import table as preference_table
+from diffusers_jdm.evaluation.preference.shares import table as preference_table
 from diffusers_jdm.evaluation.shapes import COLUMNS
+from diffusers_jdm.files import read_json, write_text
 
 Section = tuple[str, str]  # a heading, and HTML
 
@@ -39,12 +39,7 @@ def write_report(run: str | os.PathLike, output: str | os.PathLike | None = None
     sections = read_sections(run, beside=path.absolute().parent == run.absolute())
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}.")
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(page(sections), encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # nothing is left of it after the rename
+    write_text(path, page(sections))
     return path
 
 
@@ -52,15 +47,8 @@ def read_figures(run: Path) -> dict[str, Any]:
     """What the folder holds, by the stem of the file. Raises ValueError, in one line that names the file."""
     if not run.is_dir():
         raise ValueError(f"{run} is no folder: name one that the other verbs have written to.")
-    figures = {}
-    for name in READERS:
-        path = run / f"{name}.json"
-        if path.exists():
-            try:
-                figures[name] = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    return figures
+    paths = {name: run / f"{name}.json" for name in READERS}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
 def read_sections(run: Path, beside: bool) -> list[Section]:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from diffusers_jdm.bases.base import base_of_pipeline
-from diffusers_jdm.evaluation.benchmarks.export import ExportSettings, call_arguments, checkpoint_hash, load_pipeline
+from diffusers_jdm.evaluation.sampling import SamplingSettings, call_arguments, checkpoint_hash, load_pipeline
 from diffusers_jdm.files import write_json
 from diffusers_jdm.shapes.evaluator import FoundObject, find_objects
 from diffusers_jdm.shapes.prompts import ShapePrompt
@@ -55,12 +55,12 @@ def evaluate_shapes(
 
     Args:
         checkpoints: folders or Hub repos, of one base.
-        prompts_per_group, seed: which prompts: see `shapes_prompts.py`.
+        prompts_per_group, seed: which prompts: see `shapes/prompts.py`.
         report: a JSON file for what is returned.
         call: arguments of the pipelines' call.
 
     Returns:
-        `dict`: `checkpoints`: for each its metrics (`shapes_suite.py`), with its hash; `null`: the first one's videos scored
+        `dict`: `checkpoints`: for each its metrics (`shapes/suite.py`), with its hash; `null`: the first one's videos scored
         against shuffled prompts; `ceiling`: rendered truth; and the settings.
 
     Raises:
@@ -71,9 +71,11 @@ def evaluate_shapes(
             raise ValueError(f"--{name} must be at least 1, got {value}.")
     prompts, rows, null, settings = all_prompts(prompts_per_group, seed), {}, None, {}
     for checkpoint in checkpoints:
-        pipe, _ = load_pipeline(str(checkpoint), ExportSettings(dtype="float32"), torch.device("cpu"))
-        frames = base_of_pipeline(type(pipe).__name__).shapes_frames
-        given = {"num_frames": frames, "num_inference_steps": 25, "guidance_scale": 3.0} | (call or {})
+        pipe, _ = load_pipeline(str(checkpoint), SamplingSettings(dtype="float32"), torch.device("cpu"))
+        base = base_of_pipeline(type(pipe).__name__)
+        if base is None:
+            raise ValueError(f"{checkpoint} holds a {type(pipe).__name__}, which is no checkpoint of the small world.")
+        given = {"num_frames": base.shapes_frames, "num_inference_steps": 25, "guidance_scale": 3.0} | (call or {})
         arguments = call_arguments(pipe, given)
         digest = checkpoint_hash(pipe)
         pipe.to("cuda" if torch.cuda.is_available() else "cpu")

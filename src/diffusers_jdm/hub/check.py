@@ -55,7 +55,7 @@ def generate_one_step(pipe: Any) -> None:
     base = base_of_pipeline(type(pipe).__name__)
     if base is None:
         raise ValueError(f"a {type(pipe).__name__} is no pipeline that this package makes or trains.")
-    call, joint = base.smallest_call(pipe), isinstance(pipe, base.joint_pipeline)
+    call, joint = base.smallest_call(pipe), type(pipe).__name__ == base.joint_pipeline.__name__
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
         "a red circle", num_inference_steps=1, output_type="pt", **call, **{"return_masks": True} if joint else {}

@@ -1,8 +1,8 @@
 """A base pipeline's folder or Hub repo to a joint checkpoint, without loading the models.
 
-Files are copied as they are, also the weights, but for the denoiser's input and output projections: their shards are written
-anew, tensor by tensor, so memory never holds more than the projections and a block of a file. The result has the code islands beside its
-weights, so as a Hub repo it loads with and without this package.
+Files are copied as they are, also the weights, but for the denoiser's input and output projections. Their shards are written
+anew, tensor by tensor, so memory never holds more than the projections and a block of a file. The result has the code islands
+beside its weights, so as a Hub repo it loads with and without this package.
 """
 
 import os
@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -23,16 +23,11 @@ from diffusers_jdm.bases.base import Base, base_of_pipeline, joint_config
 from diffusers_jdm.files import read_json, write_json
 from diffusers_jdm.hub.card import write_card
 from diffusers_jdm.hub.inflate_shard import inflate_shard
-from diffusers_jdm.hub.staging import copy_island, island_of
+from diffusers_jdm.hub.repo import check_new, new_folder
+from diffusers_jdm.hub.staging import PICKLES, copy_island, island_of, variant_of
 
 # The base's licence goes where its weights go; its README is not about our model.
 _LEGAL_FILES = ("LICENSE*", "NOTICE*")
-
-# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
-_WEIGHTS = re.compile(r"[^.]+?(\.(?P<new>[^.]+?))?(-\d{5}-of-\d{5})?(\.(?P<old>[^.]+))?\.safetensors")
-# model.safetensors.index.json, model.safetensors.index.fp16.json, model.safetensors.fp16.index.json
-_WEIGHTS_INDEX = re.compile(r"[^.]+\.safetensors(\.(?P<old>[^.]+))?\.index(\.(?P<new>[^.]+))?\.json")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def convert(
@@ -54,46 +49,32 @@ def convert(
         ValueError: `base` cannot be read or is not supported, or its weights are missing or not safetensors.
         FileExistsError: `out` is there and not empty.
     """
-    out = Path(out).absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already and is not empty; name a new folder to write to.")
+    check_new(out)
     folder = _base_folder(base, variant, revision)
-    model_index, kind, config = _read_base(folder, base)
+    source = _read_base(folder, base)
     files = {
         name: list(_component_files(folder / name, variant))
-        for name, entry in model_index.items()
+        for name, entry in source.model_index.items()
         if isinstance(entry, list) and entry[0] is not None
     }
-    if variant and not any(_variant_of(path) == variant for paths in files.values() for path in paths):
+    if variant and not any(variant_of(path.name) == variant for paths in files.values() for path in paths):
         raise ValueError(f"{base} has no weights of variant {variant!r}; leave the variant out, or name one it has.")
-    weights = [path for path in files[kind.component] if path.suffix == ".safetensors"]
-    _check_weights(weights, kind, config, folder / kind.component)
+    component = source.base.component
+    _check_weights([path for path in files[component] if path.suffix == ".safetensors"], source, folder / component)
 
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")  # beside it: a rename cannot cross file systems
-    try:
-        partial.mkdir(parents=True)
-        total = sum(path.stat().st_size for paths in files.values() for path in paths)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=None) as progress:
-            for component, paths in files.items():
-                (partial / component).mkdir()
-                added_bytes = 0
-                for path in paths:
-                    target = partial / component / path.name
-                    if path in weights:
-                        added_bytes += inflate_shard(path, target, kind.projections)
-                    else:
-                        shutil.copyfile(path, target)
-                    progress.update(path.stat().st_size)
-                if component == kind.component:
-                    _finish_denoiser(partial / component, kind, config, added_bytes)
-        _finish_root(partial, folder, model_index, kind)
+    with new_folder(out) as partial:
+        _copy_components(files, partial, source)
+        _finish_root(partial, folder, source)
         write_card(partial, base_model=None if Path(base).is_dir() else str(base))
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it after the rename
-    return out
+    return Path(out).absolute()
+
+
+class _Source(NamedTuple):
+    """What is converted: the pipeline's model_index.json, its base, and the config that the joint denoiser gets."""
+
+    model_index: dict[str, Any]
+    base: type[Base]
+    config: dict[str, Any]
 
 
 # 1. What the base is, before anything large is read
@@ -122,26 +103,27 @@ class _UnsupportedBase(ValueError):
     """Tells what the base is from what the Hub's client says about it."""
 
 
-def _read_base(folder: Path, base: str | os.PathLike) -> tuple[dict[str, Any], type[Base], dict[str, Any]]:
-    """model_index.json, which base it is, and the joint denoiser's config. Checks them all."""
+def _read_base(folder: Path, name: str | os.PathLike) -> _Source:
+    """Reads and checks the configs; `name` stands in the errors."""
     if not (folder / "model_index.json").is_file():
-        raise _UnsupportedBase(f"{base} is not a diffusers pipeline: it has no model_index.json.")
+        raise _UnsupportedBase(f"{name} is not a diffusers pipeline: it has no model_index.json.")
     model_index = _read_json(folder / "model_index.json")
     pipeline = str(model_index.get("_class_name"))  # a list for a pipeline with code of its own
-    kind = base_of_pipeline(pipeline)
-    if kind is None:
+    base = base_of_pipeline(pipeline)
+    if base is None:
         known = ", ".join(name for each in all_bases() for name in each.base_pipelines)
-        raise _UnsupportedBase(f"{base} is a {pipeline}, which is not supported: use one of {known}.")
-    if pipeline not in kind.base_pipelines:
-        raise _UnsupportedBase(f"{base} is a joint checkpoint already ({pipeline}): use it as it is.")
-    config_path = folder / kind.component / "config.json"
-    if kind.component not in model_index or not config_path.is_file():
-        raise _UnsupportedBase(f"{base} has no {kind.component}/config.json, which a {pipeline} needs.")
+        raise _UnsupportedBase(f"{name} is a {pipeline}, which is not supported: use one of {known}.")
+    if pipeline not in base.base_pipelines:
+        raise _UnsupportedBase(f"{name} is a joint checkpoint already ({pipeline}): use it as it is.")
+    config_path = folder / base.component / "config.json"
+    if base.component not in model_index or not config_path.is_file():
+        raise _UnsupportedBase(f"{name} has no {base.component}/config.json, which a {pipeline} needs.")
     config = _read_json(config_path)
     try:
-        return model_index, kind, joint_config(config.get("_class_name", model_index[kind.component][1]), config)
+        config = joint_config(config.get("_class_name", model_index[base.component][1]), config)
     except ValueError as error:
-        raise _UnsupportedBase(f"{base}: {error}") from error
+        raise _UnsupportedBase(f"{name}: {error}") from error
+    return _Source(model_index, base, config)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -154,9 +136,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 # 2. Which files make up the checkpoint
 
 
-def _variant_of(path: Path) -> str | None:
-    match = _WEIGHTS.fullmatch(path.name) or _WEIGHTS_INDEX.fullmatch(path.name)
-    return match and (match["new"] or match["old"])
+def _is_weights(name: str) -> bool:
+    """Whether a file is one of safetensors, or an index of such files."""
+    return name.endswith(".safetensors") or (".safetensors." in name and name.endswith(".json"))
 
 
 def _component_files(folder: Path, variant: str | None) -> Iterator[Path]:
@@ -170,8 +152,8 @@ def _component_files(folder: Path, variant: str | None) -> Iterator[Path]:
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     weights: dict[str | None, list[Path]] = {}
     for path in paths:
-        if _WEIGHTS.fullmatch(path.name) or _WEIGHTS_INDEX.fullmatch(path.name):
-            weights.setdefault(_variant_of(path), []).append(path)
+        if _is_weights(path.name):
+            weights.setdefault(variant_of(path.name), []).append(path)
         elif path.suffix in (".json", ".txt", ".model") and not re.search(r"\.(bin|h5|msgpack)\.", path.name):
             yield path
 
@@ -179,7 +161,7 @@ def _component_files(folder: Path, variant: str | None) -> Iterator[Path]:
     if not chosen and weights:
         variants = ", ".join(sorted(map(str, weights)))
         raise ValueError(f"{folder} has weights of these variants only: {variants}; name one of them as the variant.")
-    if not chosen and any(path.suffix in _PICKLES for path in paths):
+    if not chosen and any(path.suffix in PICKLES for path in paths):
         raise ValueError(
             f"{folder} has pickled weights only; load the base with diffusers and save it with `save_pretrained`, "
             "which writes safetensors."
@@ -194,11 +176,12 @@ def _component_files(folder: Path, variant: str | None) -> Iterator[Path]:
     yield from chosen
 
 
-def _check_weights(paths: list[Path], kind: type[Base], config: dict[str, Any], folder: Path) -> None:
-    """Compares the shards' headers with the model that the config describes."""
+def _check_weights(paths: list[Path], source: _Source, folder: Path) -> None:
+    """Compares the shards' headers with the model that the base's config describes."""
+    config = source.config
     channels = {"in_channels": config["in_channels"] // 2, "out_channels": config["out_channels"] // 2}
     with torch.device("meta"):
-        expected = kind.base_denoiser.from_config(config | channels).state_dict()
+        expected = source.base.base_denoiser.from_config(config | channels).state_dict()
     shapes = {}
     for path in paths:
         try:
@@ -214,17 +197,34 @@ def _check_weights(paths: list[Path], kind: type[Base], config: dict[str, Any], 
             )
 
 
-# 3. What is written anew
+# 3. What is written
 
 
-def _finish_denoiser(folder: Path, kind: type[Base], config: dict[str, Any], added_bytes: int) -> None:
+def _copy_components(files: dict[str, list[Path]], target: Path, source: _Source) -> None:
+    """Copies the files of each component; those of the denoiser's weights grow on the way."""
+    total = sum(path.stat().st_size for paths in files.values() for path in paths)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Converting", disable=None) as progress:
+        for component, paths in files.items():
+            (target / component).mkdir()
+            is_denoiser, added_bytes = component == source.base.component, 0
+            for path in paths:
+                if is_denoiser and path.suffix == ".safetensors":
+                    added_bytes += inflate_shard(path, target / component / path.name, source.base.projections)
+                else:
+                    shutil.copyfile(path, target / component / path.name)
+                progress.update(path.stat().st_size)
+            if is_denoiser:
+                _finish_denoiser(target / component, source, added_bytes)
+
+
+def _finish_denoiser(folder: Path, source: _Source, added_bytes: int) -> None:
     """The joint config, the weight index's new size, and the model's code."""
-    joint_class = kind.joint_denoiser.__name__
+    joint_class = source.base.joint_denoiser.__name__
     old = _read_json(folder / "config.json")
     private = {name: value for name, value in old.items() if name.startswith("_") and name != "_name_or_path"}
-    write_json(folder / "config.json", private | {"_class_name": joint_class} | config)
-    for path in folder.iterdir():
-        if _WEIGHTS_INDEX.fullmatch(path.name):
+    write_json(folder / "config.json", private | {"_class_name": joint_class} | source.config)
+    for path in sorted(folder.glob("*.json")):
+        if _is_weights(path.name):
             index = _read_json(path)
             if "total_size" in index.get("metadata", {}):
                 index["metadata"]["total_size"] += added_bytes
@@ -232,13 +232,13 @@ def _finish_denoiser(folder: Path, kind: type[Base], config: dict[str, Any], add
     copy_island(joint_class, folder / "diffusers_jdm.py")
 
 
-def _finish_root(partial: Path, folder: Path, model_index: dict[str, Any], kind: type[Base]) -> None:
+def _finish_root(partial: Path, folder: Path, source: _Source) -> None:
     """model_index.json, the pipeline's code, and the base's licence."""
-    index = {name: value for name, value in model_index.items() if name != "_name_or_path"}
-    index["_class_name"] = kind.joint_pipeline.__name__
-    index[kind.component] = ["diffusers_jdm", kind.joint_denoiser.__name__]
+    base, pipeline = source.base, source.base.joint_pipeline.__name__
+    index = {name: value for name, value in source.model_index.items() if name != "_name_or_path"}
+    index |= {"_class_name": pipeline, base.component: ["diffusers_jdm", base.joint_denoiser.__name__]}
     write_json(partial / "model_index.json", index)
-    copy_island(kind.joint_pipeline.__name__, partial / island_of(kind.joint_pipeline.__name__).name)
+    copy_island(pipeline, partial / island_of(pipeline).name)
     for pattern in _LEGAL_FILES:
         for path in folder.glob(pattern):
             if path.is_file():

@@ -21,9 +21,9 @@ _BLOCK = 2**24  # bytes that are copied at once
 
 
 def inflate_shard(source: Path, target: Path, projections: Mapping[str, Growth]) -> int:
-    """Writes `target`, a shard of a joint denoiser, out of the base's `source`, its `projections` grown. Returns by how many bytes its tensors grew.
+    """Writes `target`, a shard of a joint denoiser: the base's `source` with its `projections` grown.
 
-    Of a `source` that safetensors wrote, the result is what it would write itself, byte for byte.
+    Returns by how many bytes the tensors grew. Of a `source` that safetensors wrote, the result is what it would write itself, byte for byte.
 
     Raises:
         safetensors.SafetensorError: `source` cannot be read as safetensors.

@@ -4,22 +4,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from diffusers_jdm.errors import with_cause
+from diffusers_jdm.hub.card import REPO_ID, Metrics
+from diffusers_jdm.hub.card_completion import base_model_of, complete_card
 from diffusers_jdm.hub.check import check_in_fresh_process
-from diffusers_jdm.hub.pushed_card import base_model_of, complete_card
 from diffusers_jdm.hub.repo import export_repo
 from diffusers_jdm.hub.staging import Staged, dtypes_of, form_of, stage, stale
-
-REPO_ID = r"[\w.-]+/[\w.-]+"
-Metrics = Mapping[str, float] | Sequence[EvalResult]
 
 
 def push_checkpoint(
@@ -82,7 +80,7 @@ def staged_checkpoint(
     Args:
         base: the text-to-video model that it was made from: a Hub repo, for the card and the licence. A LoRA needs one for
             the check, which may be a folder, too; by default that of its card.
-        license, metrics, samples: for the card, see [`push_card.complete_card`].
+        license, metrics, samples: for the card, see [`card_completion.complete_card`].
         fp16: write the weights a second time in half precision (`variant="fp16"`), which needs the disk and the memory.
         max_shard_size: write the weights anew in files of at most so many bytes, or "5GB".
         form: "pipeline" or "lora", if the folder holds both.
@@ -99,15 +97,16 @@ def staged_checkpoint(
         if fp16 or max_shard_size is not None:
             staged = _exported_again(staged, Path(temporary, "export"), fp16, max_shard_size)
         complete_card(staged, repo_id, base_model=base_model, license=license, metrics=metrics, samples=samples)
+        of = None
         if staged.form == "lora":
-            name = name or base_model_of(staged.folder)
-            if name is None:
+            of = name or base_model_of(staged.folder)
+            if of is None:
                 raise ValueError(
                     f"{folder} is a LoRA, which cannot be checked without its base: name that with --base, a folder or a Hub "
                     "repo."
                 )
-            name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        check_in_fresh_process(staged.folder, staged.variants, name if staged.form == "lora" else None)
+            of = str(Path(of).resolve()) if Path(of).is_dir() else of
+        check_in_fresh_process(staged.folder, staged.variants, of)
         yield staged
 
 
@@ -149,34 +148,23 @@ def push_pipeline(
     if variant is not None and fp16:
         raise ValueError("`fp16=True` saves both precisions: leave `variant` out.")
     _check_arguments(repo_id, revision, create_pr)
-    described = any((base_model, training, license, metrics, samples))
+    where = {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
+    about = {"license": license, "metrics": metrics, "samples": samples}
     with tempfile.TemporaryDirectory(prefix="diffusers-jdm-push-") as temporary:
         folder = Path(temporary, "pipeline")
         if variant is None:
-            export_repo(
-                pipe,
-                folder,
-                fp16=fp16,
-                max_shard_size=max_shard_size,
-                repo_id=repo_id,
-                base_model=base_model,
-                training=training,
-            )
+            card = {"repo_id": repo_id, "base_model": base_model, "training": training}
+            export_repo(pipe, folder, fp16=fp16, max_shard_size=max_shard_size, **card)
         else:
             pipe.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
         return push_checkpoint(
             folder,
             repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
             commit_message=commit_message or f"Upload {type(pipe).__name__}",
-            token=token,
-            keep_card=not described,
+            keep_card=not any((base_model, training, *about.values())),
             base=base_model,
-            license=license,
-            metrics=metrics,
-            samples=samples,
+            **where,
+            **about,
         )
 
 

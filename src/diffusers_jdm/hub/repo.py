@@ -7,6 +7,8 @@ training, and that the folder appears whole or not at all.
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,13 +41,7 @@ def export_repo(
             f"`pipe` must be a {' or a '.join(joint_pipeline_names())}, got a {type(pipe).__name__}; make a joint checkpoint of "
             "a base with `diffusers-jdm convert`."
         )
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already and is not empty; name a new folder to export to.")
-
-    # Beside it: a rename cannot cross file systems.
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
+    with new_folder(folder) as partial:
         pipe.save_config(partial)
         write_card(partial, **card)  # only to find out that something is wrong before gigabytes are written
         pipe.save_pretrained(partial, max_shard_size=max_shard_size)
@@ -59,17 +55,42 @@ def export_repo(
             for path, content in configs.items():
                 path.write_bytes(content)
         forget_local_paths(partial)
+    return Path(folder).absolute()
+
+
+def check_new(folder: str | os.PathLike) -> None:
+    """Raises FileExistsError if the folder is there and not empty."""
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already and is not empty; name a new folder to write to.")
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Gives another folder to write to, and renames it to `folder` in the end; after an error nothing is left of it.
+
+    Raises:
+        FileExistsError: as [`check_new`].
+    """
+    folder = Path(folder).absolute()
+    check_new(folder)
+    partial = folder.with_name(
+        f".{folder.name}.partial-{os.getpid()}"
+    )  # beside it: a rename cannot cross file systems
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had this number
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # nothing is left of it after the rename
-    return folder
 
 
 def forget_local_paths(folder: Path) -> None:
     """Takes out of every JSON file where on this machine a component came from (diffusers and transformers note it)."""
-    for path in folder.rglob("*.json"):
+    for path in sorted(folder.rglob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and {"_name_or_path", "name_or_path"} & content.keys():
             content = {k: v for k, v in content.items() if k not in ("_name_or_path", "name_or_path")}

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections import Counter
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +123,7 @@ def lora_is_joint(folder: Path) -> bool:
 
 def island_of(class_name: str) -> Path:
     """The package's own module of a class that checkpoints name."""
-    return Path(str(files("diffusers_jdm.bases")), f"{public_classes()[class_name].replace('.', '/')}.py")
+    return Path(find_spec(f"diffusers_jdm.bases.{public_classes()[class_name]}").origin)
 
 
 def copy_island(class_name: str, target: Path) -> None:

@@ -25,12 +25,18 @@ class Region(NamedTuple):
 
 
 class Source(Protocol):
-    """Where clips come from: `LatentSource` (encoded before) or `VideoSource` (encoded in the training step)."""
+    """Where clips come from: `LatentSource` (encoded before) or `VideoSource` (encoded in the training step).
 
+    num_frames, height, width: of all clips, in frames and pixels. signal: what stands for a region, "mask" or another (A.3).
+    precomputed: whether samples are latents.
+    """
+
+    precomputed: bool
     ids: Sequence[str]
-
-    def regions(self, index: int) -> list[Region]:
-        """What has to be read to have read all of a clip."""
+    num_frames: int
+    height: int
+    width: int
+    signal: str
 
     def draw_region(self, index: int, rng: np.random.Generator) -> Region:
         """A random non-empty subset of the objects."""
@@ -45,7 +51,7 @@ class Objective(NamedTuple):
     name: "jdm", or "direct" for plain fine-tuning on full captions without masks (the paper's ablation).
     weight, alpha: w and α of w′ = w · exp(-α · Ī). text_dropout: probability of an empty prompt.
     exact_two_pass: both branches of Eq. 13, weighed, in place of one that is drawn.
-    segment, layout, mask_only: probabilities of these roles (roles.py), in place of a draw by Eq. 13.
+    segment, layout: probabilities of these roles (roles.py), in place of a draw by Eq. 13.
     """
 
     name: str = "jdm"
@@ -55,15 +61,19 @@ class Objective(NamedTuple):
     exact_two_pass: bool = False
     segment: float = 0.0
     layout: float = 0.0
-    mask_only: float = 0.0
+
+    @property
+    def roles(self) -> dict[str, float]:
+        """The probabilities of the roles that are trained beside those of Eq. 13."""
+        shares = {"segment": self.segment, "layout": self.layout}
+        return {name: share for name, share in shares.items() if share > 0}
 
     def draw_role(self, rng: np.random.Generator) -> str | None:
         """A role beside those of Eq. 13; None for Eq. 13."""
-        shares = {name: getattr(self, name) for name in ("segment", "layout", "mask_only")}
-        if not any(shares.values()):
+        if not self.roles:
             return None  # and draws nothing: what was trained without roles can be trained again
-        names = [*shares, None]
-        return names[int(np.searchsorted(np.cumsum([*shares.values()]), rng.random(), side="right"))]
+        names = [*self.roles, None]
+        return names[int(np.searchsorted(np.cumsum([*self.roles.values()]), rng.random(), side="right"))]
 
 
 class RegionDataset(Dataset):
@@ -115,6 +125,15 @@ class RegionDataset(Dataset):
         if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
             raise BadSampleError("its latents or embeddings hold NaN or infinite values: precompute it again.")
         return sample | {"fine_probability": fine, "quarantined": []}
+
+
+def split(source: Source, objective: Objective, heldout: int, seed: int) -> tuple[RegionDataset, RegionDataset]:
+    """What is trained on, and what is held out: the first samples of a shuffled order that follows from the seed."""
+    order = np.random.default_rng([seed, 1]).permutation(len(source.ids))
+    return (
+        RegionDataset(source, order[heldout:], objective, seed),
+        RegionDataset(source, order[:heldout], objective, seed),
+    )
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

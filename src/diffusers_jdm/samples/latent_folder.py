@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from diffusers_jdm.errors import one_line
+from diffusers_jdm.files import whole_file
 from diffusers_jdm.samples.latents import EMPTY_PROMPT_FILE, SETTINGS_FILE, index_files, read_index, read_settings
 
 
@@ -81,7 +82,7 @@ def open_folder(folder: Path, settings: dict[str, Any], empty_prompt: torch.Tens
         if other:
             raise ValueError(f"{folder} holds latents of other settings ({'; '.join(other)}): take another folder.")
     write_settings(folder, settings | {"complete": False})
-    for leftover in folder.glob("*.tmp"):
+    for leftover in folder.glob(".*.tmp.*"):  # of `whole_file`, in a run that was killed
         leftover.unlink()
     damage = {path: reason for path in index_files(folder) if (reason := find_damage(path))}
     for path in damage:
@@ -148,13 +149,11 @@ def write_index(path: Path, entries: list[dict]) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name first, so that none of the right name is ever half written."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
+    """No file of this name is ever half written, not even when the power goes, which a rename may outlive."""
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # else a rename may outlive what it names, when the power goes
-    os.replace(temporary, path)
+        os.fsync(file.fileno())
 
 
 def _entries(index: Path) -> list[dict] | None:

@@ -40,6 +40,8 @@ class LatentSource:
         ValueError: if the folder holds no latents, or a clip twice.
     """
 
+    precomputed = True
+
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         self.settings = read_settings(self.folder)

@@ -1,17 +1,15 @@
-"""Opens the data of a training, and checks before a model is loaded that it fits the base; looks at whole data sets."""
+"""Opens the data of a training, and checks before a model is loaded that it fits the base."""
 
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
-from tqdm.auto import tqdm
 
 from diffusers_jdm.bases.base import Configs
 from diffusers_jdm.data.publish import resolve
 from diffusers_jdm.errors import BadSampleError, TrainingError, as_training_error
 from diffusers_jdm.samples.dataset import Source
 from diffusers_jdm.samples.fingerprint import encoder_fingerprints
-from diffusers_jdm.samples.latents import LatentSource
-from diffusers_jdm.samples.quarantine import Quarantine
+from diffusers_jdm.samples.latents import SETTINGS_FILE, LatentSource
 from diffusers_jdm.samples.videos import VideoSource
 
 
@@ -23,11 +21,8 @@ def open_source(data_dir: str, configs: Configs, size: dict[str, int | None], si
         size: `num_frames`, `height` and `width`; None: those of the latents, or what the base was made for.
         signal: --regional_signal; None: what the latents hold, or masks.
     """
-    try:
-        folder = resolve(data_dir)
-    except ValueError as error:
-        raise TrainingError(f"--train_data_dir {error}") from error
-    if (folder / "latents.json").exists():
+    folder = find_data(data_dir)
+    if (folder / SETTINGS_FILE).exists():
         source = as_training_error(LatentSource, folder)
         check_latents(source, configs, size)
         if signal not in (None, source.signal):
@@ -35,16 +30,37 @@ def open_source(data_dir: str, configs: Configs, size: dict[str, int | None], si
                 f"--regional_signal {signal}, but the latents in {folder} are of {source.signal}: precompute others, or leave "
                 "the flag out."
             )
-    elif not any(folder.glob("*.parquet")):
+        clip_size(configs, num_frames=source.num_frames, height=source.height, width=source.width)
+        return source
+    if not any(folder.glob("*.parquet")):
         raise TrainingError(
-            f"--train_data_dir {folder} holds neither a manifest (*.parquet) nor latents (latents.json)."
+            f"--train_data_dir {folder} holds neither a manifest (*.parquet) nor latents ({SETTINGS_FILE})."
         )
-    else:
-        size = configs.default_size | {name: value for name, value in size.items() if value}
-        source = as_training_error(VideoSource, folder, **size, signal=signal or "mask")
-    clip = source.num_frames, source.height, source.width
-    as_training_error(configs.base.check_size, *clip, configs.denoiser, configs.vae)
-    return source
+    return open_videos(folder, configs, size, signal or "mask")
+
+
+def open_videos(data_dir: str | Path, configs: Configs, size: dict[str, int | None], signal: str) -> VideoSource:
+    """The same for videos alone."""
+    return as_training_error(VideoSource, find_data(data_dir), **clip_size(configs, **size), signal=signal)
+
+
+def find_data(data_dir: str | Path) -> Path:
+    """The folder, which is downloaded if it is a data set repo of the Hub. Raises TrainingError if there is none."""
+    try:
+        return resolve(data_dir)
+    except ValueError as error:
+        raise TrainingError(f"--train_data_dir {error}") from error
+
+
+def clip_size(configs: Configs, **given: int | None) -> dict[str, int]:
+    """`num_frames`, `height` and `width` of clips: what is given, else what the base was made for.
+
+    Raises:
+        TrainingError: the base cannot do this size.
+    """
+    size = configs.default_size | {name: value for name, value in given.items() if value}
+    as_training_error(configs.base.check_size, **size, denoiser=configs.denoiser, vae=configs.vae)
+    return size
 
 
 def check_latents(source: LatentSource, configs: Configs, size: dict[str, int | None]) -> None:
@@ -72,7 +88,11 @@ def check_latents(source: LatentSource, configs: Configs, size: dict[str, int | 
     source.shape = tuple(sample["video"].shape)
     _, text_channels = base.text_size(configs.denoiser, {})
     parts = {
-        "latents": (sample["video"].shape[base.channel_dim - 1], configs.vae["latent_channels"], "the base's VAE has"),
+        "latents": (
+            sample["video"].shape[base.channel_dim - 1],
+            configs.vae.get("latent_channels"),
+            "the base's VAE has",
+        ),
         "embeddings": (sample["prompt_embeds"].shape[-1], text_channels, "the base takes"),
     }
     for what, (found, needed, whose) in parts.items():
@@ -102,39 +122,3 @@ def first_readable(source: Source) -> int:
         except BadSampleError as error:
             reason = str(error)
     raise TrainingError(f"none of the {len(source.ids)} samples can be read; the last: {reason}")
-
-
-def check_sample(source: Source, index: int, joint: bool) -> None:
-    """Raises BadSampleError unless all of a sample can be read: what training may draw of it."""
-    source.read(index, None)
-    if joint:
-        regions = source.regions(index)
-        if not regions:
-            raise BadSampleError("it has no objects, so no region can be drawn")
-        for region in regions:
-            source.read(index, region)
-
-
-def validate_dataset(source: Source, output_dir: Path, joint: bool) -> None:
-    """Reads every sample, all of its regions; writes the bad ones to the quarantine, anew, and prints how many.
-
-    Raises:
-        TrainingError: there are bad ones, so that the exit status tells.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "quarantine.jsonl").unlink(missing_ok=True)
-    quarantine, reasons = Quarantine(output_dir, max_bad_samples=len(source.ids)), {}
-    for index in tqdm(range(len(source.ids)), desc="validating"):
-        try:
-            check_sample(source, index, joint)
-        except BadSampleError as error:
-            reasons[source.ids[index]] = str(error)
-            quarantine.add([(source.ids[index], str(error))])
-    print(f"{len(source.ids) - len(reasons)} of {len(source.ids)} samples can be read.")
-    for name, reason in list(reasons.items())[:20]:
-        print(f"  {name}: {reason}")
-    if reasons:
-        raise TrainingError(
-            f"{len(reasons)} samples cannot be read; {quarantine.path} lists them. Mend or remove them, or train without "
-            "them: up to --max_bad_samples are passed over."
-        )

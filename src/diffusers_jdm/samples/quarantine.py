@@ -1,4 +1,4 @@
-"""Clips that could not be read and steps that gave no finite number: written down, counted, and enough at some point."""
+"""Clips that cannot be read: written down and counted, and too many of them end the run."""
 
 import json
 from pathlib import Path
@@ -46,25 +46,4 @@ class Quarantine:
             raise TrainingError(
                 f"{len(self.known)} clips cannot be read, more than --max_bad_samples {self.max_bad_samples}; the latest: "
                 f"{name}: {reason} All of them are in {self.path}."
-            )
-
-
-class BadSteps:
-    """`bad_steps.jsonl` in the output folder: a line for each process of each step that was skipped."""
-
-    def __init__(self, output_dir: str | Path, max_bad_steps: int, count: int = 0):
-        self.path, self.max_bad_steps, self.count = Path(output_dir) / "bad_steps.jsonl", max_bad_steps, count
-
-    def add(self, step: int, process: int, reason: str, ids: list[str]) -> None:
-        """Raises TrainingError, on all processes in the same step, when there are more than `max_bad_steps`."""
-        self.count += 1
-        if ids:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "process": process, "reason": reason, "ids": ids}) + "\n")
-        if self.count > self.max_bad_steps:
-            raise TrainingError(
-                f"{self.count} steps had a NaN or infinite loss or gradient, more than --max_bad_steps "
-                f"{self.max_bad_steps}; their samples are in {self.path}. Look at those clips, lower --learning_rate, or "
-                "use --mixed_precision no; then go on with --resume_from_checkpoint latest and a higher --max_bad_steps: the "
-                "count goes on, too."
             )

@@ -27,6 +27,8 @@ class VideoSource:
         ValueError: if the manifest is wrong as a whole. What is wrong with one clip is a BadSampleError when it is read.
     """
 
+    precomputed = False
+
     def __init__(self, folder: str | os.PathLike, num_frames: int, height: int, width: int, signal: str = "mask"):
         if min(num_frames, height, width) < 1:
             raise ValueError(f"num_frames, height and width must be positive, got {num_frames}, {height} and {width}")
@@ -42,13 +44,6 @@ class VideoSource:
         subset = sample_subset(rng, len(row["regions"]))
         caption = join_captions(rng, [row["regions"][i]["caption"] for i in subset])
         return Region(sum(1 << i for i in subset), caption, mean_cmi(row["cmi"], subset))
-
-    def regions(self, index: int) -> list[Region]:
-        """Regions that together show all that a clip has: here one, of all its objects."""
-        row = self.row(index)
-        everything = tuple(range(len(row["regions"])))
-        caption = JOINER.join(region["caption"] for region in row["regions"])
-        return [Region((1 << len(everything)) - 1, caption, mean_cmi(row["cmi"], everything))] if everything else []
 
     def read(self, index: int, region: Region | None, drop_text: bool = False) -> dict[str, Any]:
         """One clip; without a region under its full caption, and without a mask.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -12,14 +11,13 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from diffusers_jdm.errors import TrainingError, one_line
+from diffusers_jdm.files import read_json, write_json
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.engines import checkpoint_kind
-from diffusers_jdm.training.lora import load_trainable_state_dict, trainable_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +54,9 @@ def _write(accelerator: Accelerator, folder: Path, trainer_state: dict) -> None:
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        trainer_state = trainer_state | {"engine": checkpoint_kind(accelerator)}
-        (partial / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=2))
+        write_json(partial / TRAINER_STATE, trainer_state | {"engine": checkpoint_kind(accelerator)})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(partial)): _sha256(path) for path in files}
-        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2))
+        write_json(partial / CHECKSUMS, {str(path.relative_to(partial)): _sha256(path) for path in files})
         folders = [path for path in partial.rglob("*") if path.is_dir()]
         for path in [*files, partial / CHECKSUMS, *folders, partial]:
             _flush(path)
@@ -157,9 +153,9 @@ def _refuse_to_mix(output_dir: Path, after: int) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if every file is as it was written."""
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
+        sums = read_json(folder / CHECKSUMS)
         expected = {name: sums[name] for name in (TRAINER_STATE, *sums)}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, KeyError):
         return f"{CHECKSUMS} is missing or unreadable"
     for name, digest in expected.items():
         try:
@@ -174,7 +170,7 @@ def find_damage(folder: Path) -> str | None:
 
 def read_trainer_state(folder: Path) -> dict:
     """Raises TrainingError if it does not tell where the run was."""
-    state = json.loads((folder / TRAINER_STATE).read_text())
+    state = read_json(folder / TRAINER_STATE)
     for name in ("step", "samples_seen"):
         if name not in state:
             raise TrainingError(f"{folder / TRAINER_STATE} has no {name!r}: another version wrote it; start anew.")
@@ -259,28 +255,6 @@ def check_same_run(folder: Path, state: dict, config: TrainConfig, identity: dic
         changed.append("the ids of the samples, or their order,")
     if changed:
         logger.warning("%s differ from the run before: the samples come in another order now.", ", ".join(changed))
-
-
-def save_only_trainable(accelerator: Accelerator) -> None:
-    """Makes `save_state` and `load_state` leave out frozen weights, which a LoRA's base has gigabytes of.
-
-    FSDP and DeepSpeed have formats of their own, with all weights; there nothing changes.
-    """
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return
-    name = "trainable.safetensors"
-
-    def save(models, weights, output_dir):
-        weights.clear()
-        if accelerator.is_main_process:
-            tensors = trainable_state_dict(accelerator.unwrap_model(models[0]))
-            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, Path(output_dir) / name)
-
-    def load(models, input_dir):
-        load_trainable_state_dict(accelerator.unwrap_model(models.pop()), load_file(Path(input_dir) / name))
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
 
 
 def _sha256(path: Path) -> str:

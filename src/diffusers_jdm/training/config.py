@@ -1,4 +1,4 @@
-"""The flags of the train scripts, named as in diffusers' examples, with the paper's values, and what must hold of them."""
+"""The flags of the scripts as fields of dataclasses: each with its default, its bounds and a help text; and those of training."""
 
 import argparse
 import importlib.util
@@ -6,152 +6,166 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from accelerate.tracking import get_available_trackers
-from transformers import HfArgumentParser
 
-LR_SCHEDULERS = Literal[
+LRScheduler = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "onecycle"
 ]
-ROLE_FLAGS = ("segment_probability", "layout_probability", "mask_only_probability")
+Precision = Literal["no", "fp16", "bf16"]
+Signal = Literal["mask", "depth", "hed"]  # what stands for a region (A.3)
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial")  # after the warm-up, down to 0 at the last step
+OUTPUT_HELP = "Folder for checkpoints, logs and validation videos, and in the end for the pipeline"
 
 
-def flag(default: Any, help: str, *aliases: str) -> Any:
-    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
+def flag(default: Any, help: str, **bounds: Any) -> Any:
+    """A field that is a flag. `bounds`: `needed`, `above`, `at_least`, `below`, `within`, as in `check_flag`."""
+    return field(default=default, metadata={"help": help, "bounds": bounds})
+
+
+def check_flag(
+    name: str,
+    value: Any,
+    needed: bool = False,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> None:
+    """Raises ValueError, one line, unless the value is what its field says. A number must be finite; None is always right."""
+    if needed and not value:
+        raise ValueError(f"--{name} is needed.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, high = within
+    rules = {
+        "be a finite number": math.isfinite(value),
+        "be a positive number" if above == 0 else f"be above {above}": value > above,
+        "not be negative" if at_least == 0 else f"be at least {at_least}": value >= at_least,
+        f"be below {below}": value < below,
+        f"lie in [{low}, {high}]": low <= value <= high,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"--{name} must {rule}, got {value}.")
 
 
 @dataclass
-class TrainConfig:
-    """One field a flag. The scripts subclass it with their defaults; `paper` holds what `--preset paper` sets (A.7)."""
+class Flags:
+    """The flags of a script, one field each. Raises ValueError at the first one whose value makes no sense."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            check_flag(f.name, getattr(self, f.name), **f.metadata["bounds"])
+
+
+@dataclass
+class TrainConfig(Flags):
+    """Named as in diffusers' examples. A train script subclasses it; `paper` holds what `--preset paper` sets (A.7)."""
 
     # What is trained, on what
-    pretrained_model_name_or_path: str = flag("", "folder or Hub repo of the pipeline to train, base or joint")
-    revision: str | None = flag(None, "of that repo")
-    variant: str | None = flag(None, "of its weights, such as fp16")
-    train_data_dir: str = flag(
-        "", "folder with a manifest and videos, or with precomputed latents", "--instance_data_root"
+    pretrained_model_name_or_path: str = flag(
+        "", "Folder or Hub repo of the pipeline to train, base or joint", needed=True
     )
-    output_dir: str = flag("jdm-output", "for checkpoints, logs, validation videos, and in the end the pipeline")
-    num_frames: int | None = flag(None, "of a clip, if videos are read; else the latents decide")
-    height: int | None = flag(None, "of a clip, in pixels, if videos are read")
-    width: int | None = flag(None, "of a clip, in pixels, if videos are read")
-    dataloader_num_workers: int = flag(0, "processes that read data")
-    heldout_samples: int = flag(0, "samples that are not trained on, for the held-out loss at --validation_steps")
-    preset: Literal["paper"] | None = flag(None, "the paper's settings (A.7), which single flags override")
-    seed: int = flag(0, "of every random choice")
+    revision: str | None = flag(None, "Git revision of the base checkpoint on the Hub")
+    variant: str | None = flag(None, "Variant of the base checkpoint's weight files, such as fp16")
+    train_data_dir: str = flag(
+        "", "Folder or Hub data set with a manifest and videos, or folder of precomputed latents", needed=True
+    )
+    output_dir: str = flag("jdm-output", OUTPUT_HELP, needed=True)
+    num_frames: int | None = flag(
+        None, "Frames of a training clip; by default those of the latents, or of the base", above=0
+    )
+    height: int | None = flag(
+        None, "Height of a training clip in pixels; by default that of the latents, or of the base", above=0
+    )
+    width: int | None = flag(
+        None, "Width of a training clip in pixels; by default that of the latents, or of the base", above=0
+    )
+    dataloader_num_workers: int = flag(0, "Processes that read training data beside the main one", at_least=0)
+    heldout_samples: int = flag(0, "Samples kept out of training, on which the held-out loss is computed", at_least=0)
+    preset: Literal["paper"] | None = flag(
+        None, "Take the paper's settings (A.7) as defaults; flags that are given beside it win"
+    )
+    seed: int = flag(0, "Random seed for weights, data order and noise", at_least=0)
 
     # Objective
-    objective: Literal["jdm", "direct"] = flag("jdm", "direct: plain fine-tuning of the base, without masks")
-    regional_signal: Literal["mask", "depth", "hed"] | None = flag(
-        None, "what is generated beside the video (A.3); by default what the latents hold, or masks"
+    objective: Literal["jdm", "direct"] = flag(
+        "jdm", "Train video and mask together, or fine-tune the plain base without masks (direct)"
     )
-    loss_weight: float = flag(1.0, "w of Eq. 13, the share of L_fine before CMI lowers it")
-    cmi_alpha: float = flag(1.0, "alpha of w' = w exp(-alpha CMI)")
-    exact_two_pass: bool = flag(False, "both branches of Eq. 13 for each sample, at twice the cost")
+    regional_signal: Signal | None = flag(
+        None, "Signal that is generated beside the video (A.3); by default that of the latents, or masks"
+    )
+    loss_weight: float = flag(1.0, "Weight w of Eq. 13: the share of L_fine before CMI lowers it", within=(0, 1))
+    cmi_alpha: float = flag(1.0, "Sensitivity alpha of w' = w exp(-alpha CMI), Eq. 13", at_least=0)
+    exact_two_pass: bool = flag(False, "Compute both branches of Eq. 13 for each sample, at twice the cost")
     segment_probability: float = flag(
-        0.0, "of a sample whose video is given, and the mask generated; not in the paper"
+        0.0, "Share of samples whose video is given and whose mask is generated; not in the paper", within=(0, 1)
     )
-    layout_probability: float = flag(0.0, "of a sample whose mask is given, and the video generated; not in the paper")
-    mask_only_probability: float = flag(0.0, "of a sample of the mask alone, without a video; not in the paper")
-    proportion_empty_prompts: float = flag(0.1, "text dropout, for classifier-free guidance (A.7)")
-    use_lora: bool = flag(False, "train a LoRA and the inflated projections only")
-    rank: int = flag(64, "of the LoRA; not in the paper")
-    lora_alpha: float = flag(64.0, "of the LoRA; not in the paper")
+    layout_probability: float = flag(
+        0.0, "Share of samples whose mask is given and whose video is generated; not in the paper", within=(0, 1)
+    )
+    proportion_empty_prompts: float = flag(
+        0.1, "Share of samples whose text is dropped, for classifier-free guidance (A.7)", within=(0, 1)
+    )
+    use_lora: bool = flag(False, "Train a LoRA and the inflated projections instead of all weights")
+    rank: int = flag(64, "Rank of the LoRA; not in the paper", above=0)
+    lora_alpha: float = flag(64.0, "Alpha of the LoRA, whose strength is alpha / rank; not in the paper", above=0)
 
     # Optimisation
-    train_batch_size: int = flag(4, "per process")
-    gradient_accumulation_steps: int = flag(1, "batches per optimizer step")
-    global_batch_size: int | None = flag(None, "over all processes; sets --gradient_accumulation_steps")
-    max_train_steps: int = flag(10_000, "optimizer steps")
-    learning_rate: float = flag(5e-5, "peak learning rate")
-    lr_scheduler: LR_SCHEDULERS = flag("constant_with_warmup", "how the learning rate changes")
-    lr_warmup_steps: int = flag(100, "of the learning rate; not in the paper, onecycle has its own")
-    use_8bit_adam: bool = flag(False, "AdamW of bitsandbytes, which must be installed")
-    adam_beta1: float = flag(0.9, "not in the paper")
-    adam_beta2: float = flag(0.95, "not in the paper")
-    adam_weight_decay: float = flag(1e-3, "not in the paper")
-    adam_epsilon: float = flag(1e-8, "not in the paper")
-    max_grad_norm: float = flag(1.0, "not in the paper")
-    use_ema: bool = flag(False, "keep a running average of the weights, and save that; not in the paper")
-    ema_decay: float = flag(0.999, "not in the paper")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "weights stay fp32; by default accelerate's")
-    gradient_checkpointing: bool = flag(False, "less memory, slower steps")
-    disable_vae_tiling: bool = flag(False, "encode and decode whole frames: for small ones, or much memory")
-    allow_tf32: bool = flag(False, "faster matrix products on NVIDIA Ampere and later")
+    train_batch_size: int = flag(4, "Samples in a batch of one process", above=0)
+    gradient_accumulation_steps: int = flag(1, "Batches in an optimizer step", above=0)
+    global_batch_size: int | None = flag(
+        None, "Samples in an optimizer step over all processes; sets --gradient_accumulation_steps", above=0
+    )
+    max_train_steps: int = flag(10_000, "Number of optimizer steps", above=0)
+    learning_rate: float = flag(5e-5, "Peak learning rate", above=0)
+    lr_scheduler: LRScheduler = flag("constant_with_warmup", "How the learning rate changes over the run")
+    lr_warmup_steps: int = flag(
+        100, "Optimizer steps until the peak learning rate; not in the paper; onecycle has its own", at_least=0
+    )
+    use_8bit_adam: bool = flag(False, "Use the 8-bit AdamW of bitsandbytes, which must be installed")
+    adam_weight_decay: float = flag(1e-3, "Weight decay of AdamW; not in the paper", at_least=0)
+    use_ema: bool = flag(False, "Keep a running average of the weights, and validate and save that; not in the paper")
+    ema_decay: float = flag(
+        0.999, "Decay of the running average per optimizer step; not in the paper", at_least=0, below=1
+    )
+    mixed_precision: Precision | None = flag(
+        None, "Precision of the computation; trained weights stay fp32; by default that of accelerate's configuration"
+    )
+    gradient_checkpointing: bool = flag(False, "Compute activations twice to save memory")
+    disable_vae_tiling: bool = flag(False, "Encode and decode whole frames: for small frames, or much memory")
 
     # Checkpoints, bad data, logs
-    checkpointing_steps: int = flag(500, "optimizer steps between checkpoints")
-    checkpoints_total_limit: int | None = flag(None, "how many checkpoints are kept; by default all")
-    resume_from_checkpoint: str | None = flag(None, "a checkpoint folder, or 'latest'")
-    validate_dataset_only: bool = flag(False, "read every sample, report, and stop")
-    max_bad_samples: int = flag(100, "unreadable clips that are passed over before the run stops")
-    max_bad_steps: int = flag(10, "steps with a NaN or infinite loss or gradient that are skipped before it stops")
-    logging_steps: int = flag(10, "optimizer steps between lines of log.jsonl")
-    report_to: str | None = flag(None, "a tracker of accelerate: tensorboard, wandb, ..., or all")
-    validation_steps: int = flag(500, "optimizer steps between validations")
-    validation_prompt: str | None = flag(None, "prompts to sample videos for, separated by ':::'")
-    validation_inference_steps: int = flag(50, "denoising steps of a validation video")
-    guidance_scale: float | None = flag(None, "of validation videos; by default the pipeline's")
-    ddp_timeout: int = flag(7200, "seconds that processes wait for each other", "--nccl_timeout")
+    checkpointing_steps: int = flag(500, "Optimizer steps between checkpoints", above=0)
+    checkpoints_total_limit: int | None = flag(None, "Number of checkpoints to keep; by default all", above=0)
+    resume_from_checkpoint: str | None = flag(None, "Checkpoint folder to go on from, or 'latest'")
+    max_bad_samples: int = flag(100, "Number of unreadable clips that are skipped before the run stops", at_least=0)
+    logging_steps: int = flag(10, "Optimizer steps between lines of log.jsonl", above=0)
+    report_to: str | None = flag(None, "Tracker of accelerate to log to: tensorboard, wandb, ..., or all")
+    validation_steps: int = flag(500, "Optimizer steps between validations", above=0)
+    validation_prompt: str | None = flag(None, "Prompts to sample validation videos for, separated by ':::'")
+    validation_inference_steps: int = flag(50, "Denoising steps of a validation video (A.7)", above=0)
+    guidance_scale: float | None = flag(None, "Guidance scale of validation videos; by default the pipeline's")
 
     # The end
-    push_to_hub: bool = flag(False, "upload the result")
-    hub_model_id: str | None = flag(None, "the repo to upload to; by default the name of --output_dir")
-    hub_private_repo: bool = flag(False, "make that repo private; a public one that is there is refused")
-    hub_revision: str | None = flag(None, "the branch to upload to, made if it is not there; by default main")
-    hub_token: str | None = flag(None, "by default that of `hf auth login`")
+    push_to_hub: bool = flag(False, "Upload the result to the Hub")
+    hub_model_id: str | None = flag(None, "Hub repo to upload to; by default the name of --output_dir")
+    hub_private_repo: bool = flag(False, "Make the Hub repo private; one that exists and is public is refused")
 
     paper = ()
 
     def __post_init__(self):
-        """Raises ValueError, one line, at the first flag that makes no sense."""
-        for name in ("pretrained_model_name_or_path", "train_data_dir", "output_dir"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is needed.")
-        positive = (
-            "train_batch_size gradient_accumulation_steps global_batch_size max_train_steps rank num_frames height "
-        )
-        positive += "width checkpointing_steps checkpoints_total_limit logging_steps validation_steps learning_rate "
-        positive += "lora_alpha validation_inference_steps max_grad_norm adam_epsilon ddp_timeout"
-        for name in positive.split():
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{name} must be a positive number, got {value}.")
-        at_least_0 = "lr_warmup_steps adam_weight_decay dataloader_num_workers heldout_samples max_bad_samples "
-        for name in (at_least_0 + "max_bad_steps seed cmi_alpha").split():
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} must not be negative or infinite, got {getattr(self, name)}.")
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise ValueError(f"--guidance_scale must be a finite number, got {self.guidance_scale}.")
-        for name in ("loss_weight", "proportion_empty_prompts", *ROLE_FLAGS):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must lie in [0, 1], got {getattr(self, name)}.")
-        for name in ("ema_decay", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must lie in [0, 1), got {getattr(self, name)}.")
-        self.check_combinations()
-
-    def check_combinations(self):
-        if self.objective == "direct" and self.exact_two_pass:
-            raise ValueError("--exact_two_pass belongs to the objective 'jdm': leave it out with --objective direct.")
-        if self.trains_roles and (self.objective == "direct" or self.exact_two_pass):
-            other = "--objective direct" if self.objective == "direct" else "--exact_two_pass"
-            raise ValueError(f"roles ({', '.join(f'--{name}' for name in ROLE_FLAGS)}) do not go with {other}.")
-        if sum(getattr(self, name) for name in ROLE_FLAGS) > 1 + 1e-9:
-            raise ValueError(f"{', '.join(f'--{name}' for name in ROLE_FLAGS)} must not be more than 1 together.")
+        super().__post_init__()
+        self.check_objective()
+        self.check_packages()
+        self.check_output_dir()
         if self.lr_scheduler in FALLING and self.is_all_warmup:
             raise ValueError(
                 f"--lr_warmup_steps {self.lr_warmup_steps} is not below --max_train_steps {self.max_train_steps}."
             )
-        if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError("--use_8bit_adam needs bitsandbytes, which is not installed: `pip install bitsandbytes`.")
-        if self.use_lora and importlib.util.find_spec("peft") is None:
-            raise ValueError("--use_lora needs peft, which is not installed: `pip install peft`.")
-        if self.report_to and self.report_to not in ("all", *map(str, get_available_trackers())):
-            raise ValueError(f"--report_to {self.report_to}: accelerate knows no such tracker here; is it installed?")
-        self.check_output_dir()
         if self.global_batch_size:
             steps = self.accumulation_steps()
             if self.gradient_accumulation_steps not in (1, steps):
@@ -160,6 +174,24 @@ class TrainConfig:
                     f"{self.global_batch_size}, which makes it {steps}: give one of the two."
                 )
             self.gradient_accumulation_steps = steps
+
+    def check_objective(self):
+        if self.objective == "direct" and self.exact_two_pass:
+            raise ValueError("--exact_two_pass belongs to the objective 'jdm': leave it out with --objective direct.")
+        roles = "--segment_probability and --layout_probability"
+        if self.trains_roles and (self.objective == "direct" or self.exact_two_pass):
+            other = "--objective direct" if self.objective == "direct" else "--exact_two_pass"
+            raise ValueError(f"{roles} do not go with {other}.")
+        if self.segment_probability + self.layout_probability > 1 + 1e-9:
+            raise ValueError(f"{roles} must not be more than 1 together.")
+
+    def check_packages(self):
+        if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError("--use_8bit_adam needs bitsandbytes, which is not installed: `pip install bitsandbytes`.")
+        if self.use_lora and importlib.util.find_spec("peft") is None:
+            raise ValueError("--use_lora needs peft, which is not installed: `pip install peft`.")
+        if self.report_to and self.report_to not in ("all", *map(str, get_available_trackers())):
+            raise ValueError(f"--report_to {self.report_to}: accelerate knows no such tracker here; is it installed?")
 
     def check_output_dir(self):
         folder = Path(self.output_dir).resolve()
@@ -185,7 +217,7 @@ class TrainConfig:
 
     @property
     def trains_roles(self) -> bool:
-        return any(getattr(self, name) for name in ROLE_FLAGS)
+        return self.segment_probability > 0 or self.layout_probability > 0
 
     @property
     def is_all_warmup(self) -> bool:
@@ -196,20 +228,31 @@ class TrainConfig:
         return [prompt.strip() for prompt in (self.validation_prompt or "").split(":::") if prompt.strip()]
 
 
-def parse_config(config_class: type[TrainConfig], description: str, argv: list[str] | None = None) -> TrainConfig:
-    """The config of a command line; a wrong one ends the program with the reason in one line."""
-    parser = HfArgumentParser(
-        config_class,
+def parse_flags(flags_class: type[Flags], description: str, argv: list[str] | None = None) -> Any:
+    """The flags of a command line; a wrong one ends the program with the reason in one line."""
+    known = fields(flags_class)
+    needed = " ".join(f"--{f.name} ..." for f in known if f.default == "")
+    parser = argparse.ArgumentParser(
         description=description,
-        usage="%(prog)s --pretrained_model_name_or_path BASE --train_data_dir DATA [flags; --help lists them]",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage=f"%(prog)s {needed} [flags; --help lists them]",
+        allow_abbrev=False,  # a short form would change its meaning when a flag is added
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    preset, _ = parser.parse_known_args(argv)
-    if preset.preset == "paper":
-        parser.set_defaults(**dict(config_class.paper))
-    values = vars(parser.parse_args(argv))
+    for f in known:
+        shown = "" if f.default is None or f.default is False or f.default == "" else " (default: %(default)s)"
+        parser.add_argument(f"--{f.name}", default=f.default, help=f.metadata["help"] + shown, **_kind_of(f.type))
+    if getattr(parser.parse_known_args(argv)[0], "preset", None) == "paper":
+        parser.set_defaults(**dict(flags_class.paper))
     try:
-        return config_class(**{f.name: values[f.name] for f in fields(config_class)})
+        return flags_class(**vars(parser.parse_args(argv)))
     except ValueError as error:
         parser.error(str(error))
+
+
+def _kind_of(annotation: Any) -> dict[str, Any]:
+    """What argparse is told about a field of this type: bool, str, int, float or Literal, or one of these or None."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not NoneType)
+    if get_origin(annotation) is Literal:
+        return {"choices": get_args(annotation)}
+    return {"action": "store_true"} if annotation is bool else {"type": annotation}

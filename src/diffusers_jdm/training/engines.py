@@ -9,16 +9,25 @@ from torch.utils._pytree import tree_map
 
 from diffusers_jdm.errors import TrainingError
 from diffusers_jdm.training.config import TrainConfig
+from diffusers_jdm.training.optimizer import MAX_GRAD_NORM
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}  # by the names that --mixed_precision takes
 
 
-def check_engine(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Raises TrainingError for what a configuration of accelerate can ask for and does not work."""
-    engine, launched = accelerator.distributed_type, int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:  # each would train by itself, into the same folder
+def check_processes(found: int) -> None:
+    """Raises TrainingError if accelerate found other processes than were launched: each would work into the same folder."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if found != launched:
         raise TrainingError(
             f"{launched} processes were launched, but accelerate finds no device that they could use together: set the "
             "environment variable ACCELERATE_USE_CPU=true if they are to use the CPU."
         )
+
+
+def check_engine(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Raises TrainingError for what a configuration of accelerate can ask for and does not work."""
+    engine = accelerator.distributed_type
+    check_processes(accelerator.num_processes)
     on_cpu = accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu"
     if on_cpu and engine != DistributedType.DEEPSPEED:
         raise TrainingError(
@@ -54,7 +63,7 @@ def adapt_to_engine(config: TrainConfig, accelerator: Accelerator, model: torch.
         accelerator.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.train_batch_size,  # it has no prepared DataLoader to ask
             "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "gradient_clipping": config.max_grad_norm,
+            "gradient_clipping": MAX_GRAD_NORM,
         }
         model.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
 
@@ -69,7 +78,7 @@ def autocast(accelerator: Accelerator):
     """For all but the prepared model. accelerate's own does nothing with DeepSpeed."""
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return accelerator.autocast()
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    half = HALF.get(accelerator.mixed_precision)
     return torch.autocast(accelerator.device.type, half, enabled=half is not None)
 
 

@@ -1,9 +1,8 @@
 """The training loop: a run that is stopped anywhere goes on as if it had not been."""
 
-import json
+import dataclasses
 import logging
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_jdm.bases.base import Base
-from diffusers_jdm.samples.dataset import Objective, PositionSampler, RegionDataset, Source, collate
-from diffusers_jdm.samples.quarantine import BadSteps, Quarantine
+from diffusers_jdm.files import write_json
+from diffusers_jdm.samples.dataset import Objective, PositionSampler, Source, collate, split
+from diffusers_jdm.samples.quarantine import Quarantine
 from diffusers_jdm.training.checkpoint import (
     check_same_run,
     find_checkpoint,
@@ -25,13 +25,20 @@ from diffusers_jdm.training.checkpoint import (
     read_trainer_state,
     remove_old_checkpoints,
     save_checkpoint,
-    save_only_trainable,
 )
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.engines import adapt_to_engine, autocast, innermost, is_scale_search, loss_scale
-from diffusers_jdm.training.metrics import Log, Window, drop_lines_after
-from diffusers_jdm.training.optimizer import NoState, build_lr_scheduler, build_optimizer, go_on, group_settings
-from diffusers_jdm.training.setup import settings_of
+from diffusers_jdm.training.lora import save_only_trainable
+from diffusers_jdm.training.metrics import BadSteps, Log, Window, drop_lines_after
+from diffusers_jdm.training.optimizer import (
+    MAX_GRAD_NORM,
+    NoState,
+    averaged,
+    build_lr_scheduler,
+    build_optimizer,
+    go_on,
+    group_settings,
+)
 from diffusers_jdm.training.step import attention_kernel, compute_losses, encode, to_device
 from diffusers_jdm.training.validation import call_of, heldout_loss, sample_videos, send_to_trackers
 
@@ -62,7 +69,16 @@ class Trainer:
         self.validation_embeds = validation_embeds
         self.output_dir = Path(config.output_dir)
         self.joint = config.objective == "jdm"
-        self.split_data(source)
+        objective = Objective(
+            name=config.objective,
+            weight=config.loss_weight,
+            alpha=config.cmi_alpha,
+            text_dropout=config.proportion_empty_prompts,
+            exact_two_pass=config.exact_two_pass,
+            segment=config.segment_probability,
+            layout=config.layout_probability,
+        )
+        self.dataset, self.heldout = split(source, objective, config.heldout_samples, config.seed)
         self.identity = identity_of(source.ids, len(self.dataset), frozen)
 
         model = getattr(base.pipe, base.component)
@@ -74,24 +90,6 @@ class Trainer:
         if config.use_lora:
             save_only_trainable(accelerator)
         self.ema = self.build_ema() if config.use_ema else None
-
-    def split_data(self, source: Source) -> None:
-        """The held-out samples are the first of a shuffled order that follows from the seed."""
-        config = self.config
-        order = np.random.default_rng([config.seed, 1]).permutation(len(source.ids))
-        held_out, used = order[: config.heldout_samples], order[config.heldout_samples :]
-        objective = Objective(
-            config.objective,
-            config.loss_weight,
-            config.cmi_alpha,
-            config.proportion_empty_prompts,
-            config.exact_two_pass,
-            config.segment_probability,
-            config.layout_probability,
-            config.mask_only_probability,
-        )
-        self.dataset = RegionDataset(source, used, objective, config.seed)
-        self.heldout = RegionDataset(source, held_out, objective, config.seed)
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
@@ -125,24 +123,23 @@ class Trainer:
         sums = state.get("window", [])
         same_processes = len(sums) == accelerator.num_processes
         self.window = Window(accelerator.device, sums[accelerator.process_index] if same_processes else None)
-        self.bad_steps = BadSteps(self.output_dir, config.max_bad_steps, state.get("bad_steps", 0))
+        self.bad_steps = BadSteps(self.output_dir, state.get("bad_steps_in_a_row", 0))
         self.quarantine = Quarantine(self.output_dir, config.max_bad_samples)
         if accelerator.is_main_process:
             # A run that was killed may have written its checkpoint, but not have been through its validation.
-            self.log = Log(
-                self.output_dir / "log.jsonl", self.step, "heldout/loss" if self.is_validation_due() else None
-            )
+            again = "heldout/loss" if self.is_validation_due() else None
+            self.log = Log(self.output_dir / "log.jsonl", self.step, again)
             drop_lines_after(self.bad_steps.path, self.step)
-            (self.output_dir / "train_config.json").write_text(json.dumps(settings_of(config), indent=2) + "\n")
+            write_json(self.output_dir / "train_config.json", dataclasses.asdict(config))
 
     def save(self) -> None:
         state = {
             "step": self.step,
             "samples_seen": self.samples_seen,
             **self.identity,
-            "bad_steps": self.bad_steps.count,
+            "bad_steps_in_a_row": self.bad_steps.in_a_row,
             "window": gather_object([self.window.state()]),
-            "config": settings_of(self.config),
+            "config": dataclasses.asdict(self.config),
         }
         save_checkpoint(self.accelerator, self.output_dir / f"checkpoint-{self.step}", state)
         if self.accelerator.is_main_process:
@@ -151,13 +148,9 @@ class Trainer:
     def batches(self):
         """This process's batches from where the run is, each with the seconds that were waited for it."""
         config, accelerator = self.config, self.accelerator
+        processes = accelerator.num_processes, accelerator.process_index
         sampler = PositionSampler(
-            len(self.dataset),
-            config.train_batch_size,
-            accelerator.num_processes,
-            accelerator.process_index,
-            config.seed,
-            self.samples_seen,
+            len(self.dataset), config.train_batch_size, *processes, seed=config.seed, start=self.samples_seen
         )
         loader = DataLoader(
             self.dataset,
@@ -217,7 +210,7 @@ class Trainer:
                 per_sample.append(losses["per_sample"].detach())
                 self.window.add(losses, batch, data_wait)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
                     self.update_weights(norm, seen, torch.cat(per_sample))
         self.samples_seen += config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
         self.step += 1
@@ -230,6 +223,7 @@ class Trainer:
         if finite or scaler is not None:  # fp16's scaler skips by itself, and has to, to find its scale
             self.optimizer.step()
         if finite and not self.accelerator.optimizer_step_was_skipped:
+            self.bad_steps.end()
             if self.ema:
                 self.ema.step(self.trainable_parameters())
         elif finite or is_scale_search(self.accelerator, self.optimizer, per_sample):
@@ -282,8 +276,7 @@ class Trainer:
         self.model.train()
 
     def look_at_heldout(self) -> None:
-        parts = self.accelerator, self.base, self.model
-        line, unreadable = heldout_loss(*parts, self.heldout, trained_on=self.dataset)
+        line, unreadable = heldout_loss(self.accelerator, self.base, self.model, self.heldout, self.dataset)
         self.quarantine.add(unreadable)
         if line:
             self.record(line)
@@ -301,15 +294,6 @@ class Trainer:
         pipe.vae.to(vae_device)
         send_to_trackers(self.accelerator, paths, self.step)
 
-    @contextmanager
     def averaged_weights(self):
-        if self.ema is None:
-            yield
-            return
-        parameters = self.trainable_parameters()
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
+        """A block in which the model has its averaged weights, if there are any."""
+        return averaged(self.ema, self.trainable_parameters())

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from safetensors.torch import load_file, save_file
 
 from diffusers_jdm.bases import all_bases
 
@@ -150,3 +153,25 @@ def load_trainable_state_dict(model: torch.nn.Module, state_dict: Mapping[str, t
 
 def _describe(tensor: torch.Tensor | None) -> str:
     return "missing" if tensor is None else f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def save_only_trainable(accelerator: Accelerator) -> None:
+    """Makes `save_state` and `load_state` leave out frozen weights, which a LoRA's base has gigabytes of.
+
+    FSDP and DeepSpeed have formats of their own, with all weights; there nothing changes.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    name = "trainable.safetensors"
+
+    def save(models, weights, output_dir):
+        weights.clear()
+        if accelerator.is_main_process:
+            tensors = trainable_state_dict(accelerator.unwrap_model(models[0]))
+            save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, Path(output_dir) / name)
+
+    def load(models, input_dir):
+        load_trainable_state_dict(accelerator.unwrap_model(models.pop()), load_file(Path(input_dir) / name))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)

@@ -1,7 +1,6 @@
-"""What a line of the log says: means since the last line, over all processes, without a synchronisation at each step."""
+"""What a run writes down: a line of the log, of means over all processes since the line before, and steps that went wrong."""
 
 import json
-import os
 import resource
 import time
 from contextlib import contextmanager
@@ -10,8 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from diffusers_jdm.errors import TrainingError
+from diffusers_jdm.files import write_text
 from diffusers_jdm.roles import GENERATE
 
+MAX_BAD_IN_A_ROW = 10
 SUMS = (
     "weight",
     "loss",
@@ -27,12 +29,15 @@ SUMS = (
 
 
 class Window:
-    """Sums over the steps since the last line of the log."""
+    """Sums over the steps since the last line of the log; no process waits for another until the line is written."""
 
     def __init__(self, device: torch.device, sums: list[float] | None = None):
         if sums is None or len(sums) != len(SUMS):  # of another version
             sums = [0.0] * len(SUMS)
-        self.sums = dict(zip(SUMS, torch.tensor(sums, device=device)))
+        self.begin(torch.tensor(sums, device=device))
+
+    def begin(self, sums: torch.Tensor) -> None:
+        self.sums = dict(zip(SUMS, sums))
         self.start, self.timed_samples, self.timed_wait = time.perf_counter(), 0, 0.0
 
     def state(self) -> list[float]:
@@ -95,7 +100,7 @@ class Window:
         for name in ("bad_steps", "overflow_steps"):  # each process has counted all of them
             if sums[name]:
                 line[name] = round(sums[name] / accelerator.num_processes)
-        self.__init__(accelerator.device)
+        self.begin(torch.zeros(len(SUMS), device=accelerator.device))
         return line
 
 
@@ -132,6 +137,31 @@ def drop_lines_after(path: Path, step: int, again: str | None = None) -> None:
                 kept.append(text)
         except (ValueError, TypeError, KeyError):
             continue  # of a process that was killed while it wrote
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(text + "\n" for text in kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(text + "\n" for text in kept))
+
+
+class BadSteps:
+    """`bad_steps.jsonl` in the output folder: a line for each process of each step that was skipped.
+
+    A bad clip costs a step now and then. `MAX_BAD_IN_A_ROW` bad steps one after the other mean that the model itself is lost.
+    """
+
+    def __init__(self, output_dir: str | Path, in_a_row: int = 0):
+        self.path, self.in_a_row = Path(output_dir) / "bad_steps.jsonl", in_a_row
+
+    def add(self, step: int, process: int, reason: str, ids: list[str]) -> None:
+        """Raises TrainingError, on all processes in the same step, when there are too many in a row."""
+        self.in_a_row += 1
+        if ids:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "process": process, "reason": reason, "ids": ids}) + "\n")
+        if self.in_a_row >= MAX_BAD_IN_A_ROW:
+            raise TrainingError(
+                f"{self.in_a_row} steps in a row had a NaN or infinite loss or gradient; their samples are in {self.path}. "
+                "Look at those clips, lower --learning_rate, or use --mixed_precision no; then go on with "
+                "--resume_from_checkpoint latest."
+            )
+
+    def end(self) -> None:
+        """After a step with finite numbers."""
+        self.in_a_row = 0

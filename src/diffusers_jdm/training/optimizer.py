@@ -1,11 +1,16 @@
-"""AdamW and its learning rate, of which one step is one optimizer step on any number of processes."""
+"""AdamW, its learning rate, of which one step is one optimizer step on any number of processes, and averaged weights."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 
 from diffusers_jdm.training.config import TrainConfig
+
+BETAS, EPSILON, MAX_GRAD_NORM = (0.9, 0.95), 1e-8, 1.0  # not in the paper
 
 
 def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -19,9 +24,9 @@ def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -
     return optimizer_class(
         parameters,
         lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
+        betas=BETAS,
         weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
+        eps=EPSILON,
     )
 
 
@@ -75,3 +80,17 @@ def build_lr_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer):
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.max_train_steps,
     )
+
+
+@contextmanager
+def averaged(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside the block the parameters hold their running average; without an `ema` nothing changes."""
+    if ema is None:
+        yield
+        return
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)

@@ -1,5 +1,6 @@
 """What a training run leaves: a whole pipeline or a LoRA, its card with the run's real settings, and the Hub upload."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -18,7 +19,12 @@ from diffusers_jdm.hub.repo import export_repo, forget_local_paths
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.loop import Trainer
 from diffusers_jdm.training.lora import add_lora, save_lora
-from diffusers_jdm.training.setup import settings_of
+
+# Flags that have no place in a public card: paths of somebody's disk, and what says nothing of the result.
+PRIVATE = (
+    *("pretrained_model_name_or_path", "train_data_dir", "output_dir", "preset", "resume_from_checkpoint"),
+    *("report_to", "validation_prompt", "push_to_hub", "hub_model_id", "hub_private_repo"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,19 +103,7 @@ def training_section(trainer: Trainer) -> str:
     """What was done, in Markdown, from the run itself."""
     config, accelerator = trainer.config, trainer.accelerator
     batch = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    # paths of somebody's disk have no place in a public card
-    private = {"pretrained_model_name_or_path", "train_data_dir", "output_dir", "hub_token", "hub_model_id"}
-    private |= {
-        "push_to_hub",
-        "hub_private_repo",
-        "hub_revision",
-        "report_to",
-        "resume_from_checkpoint",
-        "validation_prompt",
-        "ddp_timeout",
-        "preset",
-    }
-    rows = [f"| `{name}` | {value} |" for name, value in settings_of(config).items() if name not in private]
+    rows = [f"| `{name}` | {value} |" for name, value in dataclasses.asdict(config).items() if name not in PRIVATE]
     versions = ", ".join(f"{name} {version(name)}" for name in ("diffusers-jdm", "diffusers", "torch", "accelerate"))
     script = f"train_scripts/train_jdm_{trainer.base.name}.py"
     lines = [
@@ -172,8 +166,6 @@ def push(config: TrainConfig, output_dir: Path) -> None:
             output_dir,
             config.hub_model_id,
             private=config.hub_private_repo or None,
-            revision=config.hub_revision,
-            token=config.hub_token,
             commit_message="End of training",
             base=base,
             form="lora" if config.use_lora else "pipeline",
@@ -181,7 +173,6 @@ def push(config: TrainConfig, output_dir: Path) -> None:
     except (ValueError, OSError) as error:
         command = f"diffusers-jdm push {output_dir} {config.hub_model_id}" + f" --base {base}" * config.use_lora
         command += " --private" * config.hub_private_repo
-        command += f" --revision {config.hub_revision}" if config.hub_revision else ""
         raise TrainingError(
             f"nothing was uploaded ({one_line(error)}), and nothing is lost: the result is in {output_dir}; push it again with "
             f"`{command}`."

@@ -1,8 +1,7 @@
-"""Wiring that both train scripts need: the accelerator, and the pipeline with what is trained of it."""
+"""Wiring that all train scripts need: the data, the accelerator, and the pipeline with what is trained of it."""
 
 import dataclasses
 import logging
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -19,18 +18,21 @@ from diffusers_jdm.errors import TrainingError, one_line
 from diffusers_jdm.roles import add_roles, has_roles
 from diffusers_jdm.samples.dataset import Source
 from diffusers_jdm.samples.fingerprint import fingerprint
-from diffusers_jdm.samples.opening import open_source, validate_dataset
-from diffusers_jdm.training.config import TrainConfig
-from diffusers_jdm.training.engines import autocast, check_engine
+from diffusers_jdm.samples.opening import open_source
+from diffusers_jdm.training.config import Flags, TrainConfig
+from diffusers_jdm.training.engines import HALF, autocast, check_engine
 from diffusers_jdm.training.lora import add_lora
+
+WAIT = timedelta(hours=2)  # of processes for each other, such as for a checkpoint to be written
 
 logger = logging.getLogger(__name__)
 
 
-def read_base(path: str, revision: str | None = None, base_class: type[Base] | None = None) -> Configs:
+def read_base(flags: Flags, base_class: type[Base] | None = None) -> Configs:
     """The configs of a pipeline, plain or joint. Raises TrainingError unless it is of a base, and of `base_class` if given."""
+    path = flags.pretrained_model_name_or_path
     try:
-        configs = read_configs(path, revision)
+        configs = read_configs(path, flags.revision)
     except ValueError as error:
         raise TrainingError(f"--pretrained_model_name_or_path {error}") from error
     if base_class not in (None, configs.base):
@@ -67,7 +69,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
             project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.ddp_timeout))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
         )
     except ValueError as error:  # fp16 on a CPU, for one
         raise TrainingError(f"accelerate cannot do what the flags or its config ask for: {one_line(error)}") from error
@@ -77,7 +79,6 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_engine(config, accelerator)
-    torch.backends.cuda.matmul.allow_tf32 = config.allow_tf32
     set_seed(config.seed, device_specific=True)
     if config.lr_scheduler == "constant_with_warmup" and config.is_all_warmup and accelerator.is_main_process:
         logger.warning(
@@ -91,7 +92,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if config.push_to_hub:
         config.hub_model_id = create_repo(config, accelerator)
     if config.report_to:
-        known = {name: value for name, value in settings_of(config).items() if value is not None}
+        known = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
         accelerator.init_trackers("diffusers-jdm", config=known)
     return accelerator
 
@@ -109,7 +110,7 @@ def create_repo(config: TrainConfig, accelerator: Accelerator) -> str:
     if accelerator.is_main_process:
         name = config.hub_model_id or Path(config.output_dir).resolve().name
         try:
-            api = HfApi(token=config.hub_token)
+            api = HfApi()
             answer[0] = api.create_repo(name, private=config.hub_private_repo or None, exist_ok=True).repo_id
             if config.hub_private_repo and not api.repo_info(answer[0]).private:
                 answer[1] = (
@@ -119,7 +120,7 @@ def create_repo(config: TrainConfig, accelerator: Accelerator) -> str:
         except Exception as error:  # of requests, httpx or httpx2, by the hub's version
             answer[1] = (
                 f"--push_to_hub: the repo {name} cannot be made ({one_line(error)}): mend --hub_model_id or the token "
-                "(`hf auth login` or --hub_token), or leave --push_to_hub out."
+                "(`hf auth login`, or the environment variable HF_TOKEN), or leave --push_to_hub out."
             )
     answer = broadcast_object_list(answer)
     if answer[1]:
@@ -127,27 +128,24 @@ def create_repo(config: TrainConfig, accelerator: Accelerator) -> str:
     return answer[0]
 
 
-def only_validate(config: TrainConfig, source: Source) -> None:
-    """`--validate_dataset_only`: by the first process, however many were launched."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        make_output_dir(Path(config.output_dir))
-        validate_dataset(source, Path(config.output_dir), joint=config.objective == "jdm")
+def load_parts(flags: Flags, **without: None) -> DiffusionPipeline:
+    """The pipeline of `--pretrained_model_name_or_path`, out of safetensors only, without the parts that are named.
 
-
-def settings_of(config: TrainConfig) -> dict:
-    """The flags, without what nobody else may see."""
-    return dataclasses.asdict(config) | {"hub_token": None}
+    Raises:
+        TrainingError: it cannot be loaded.
+    """
+    path = flags.pretrained_model_name_or_path
+    try:
+        return DiffusionPipeline.from_pretrained(
+            path, revision=flags.revision, variant=flags.variant, use_safetensors=True, **without
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
 
 
 def load_pipeline(config: TrainConfig, base_class: type[Base]) -> DiffusionPipeline:
     """The pipeline to train: its denoiser joint unless the objective is direct, its other parts as they are."""
-    path = config.pretrained_model_name_or_path
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            path, revision=config.revision, variant=config.variant, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
+    pipe = load_parts(config)
     if config.objective == "jdm":
         pipe = make_joint(pipe)
     if config.trains_roles:
@@ -155,7 +153,7 @@ def load_pipeline(config: TrainConfig, base_class: type[Base]) -> DiffusionPipel
         if config.use_lora and not has_roles(denoiser):
             raise TrainingError(
                 "--use_lora cannot add the roles to a model that has none: train them without it first, or leave "
-                "--segment_probability, --layout_probability and --mask_only_probability out."
+                "--segment_probability and --layout_probability out."
             )
         add_roles(denoiser)
     return pipe
@@ -176,7 +174,6 @@ class Prepared(NamedTuple):
 def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, base: Base, precomputed: bool) -> Prepared:
     """Freezes and places what is not trained, and makes trainable what is: all of the denoiser, in fp32, or a LoRA."""
     pipe = base.pipe
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     for model in (pipe.vae, pipe.text_encoder):
         model.requires_grad_(False).eval()
     pipe.vae.enable_slicing()
@@ -196,7 +193,7 @@ def prepare_pipeline(config: TrainConfig, accelerator: Accelerator, base: Base, 
     denoiser, frozen = getattr(pipe, base.component), None
     if config.use_lora:
         frozen = fingerprint(denoiser)
-        denoiser.to(half).requires_grad_(False)
+        denoiser.to(HALF.get(accelerator.mixed_precision, torch.float32)).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # the same weights on all processes: FSDP does not send them around
             torch.default_generator.manual_seed(config.seed)
             try:

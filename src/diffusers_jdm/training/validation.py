@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers.utils import export_to_video
 
 from diffusers_jdm.bases.base import Base
 from diffusers_jdm.errors import BadSampleError, TrainingError, one_line
+from diffusers_jdm.files import whole_file
 from diffusers_jdm.overlay import export_overlay
 from diffusers_jdm.roles import ROLES
 from diffusers_jdm.samples.dataset import Objective, RegionDataset, Source, collate
@@ -46,7 +49,7 @@ def heldout_loss(
     unreadable = []
     count, rank = accelerator.num_processes, accelerator.process_index
     sums = torch.zeros(QUANTILES, 3, dtype=torch.float32, device=accelerator.device)  # video, mask, samples
-    others = [name for name in ("segment", "layout", "mask_only") if getattr(trained, name)]
+    others = list(trained.roles)
     sums_of_others = torch.zeros(len(others), dtype=torch.float32, device=accelerator.device)
     with in_eval_mode(model):
         for round_number in range(math.ceil(len(dataset) / count)):
@@ -112,7 +115,7 @@ def sample_videos(
             name = re.sub(r"[^a-z0-9]+", "-", prompts[number].lower()).strip("-")[:60]
             masks = output.masks[0] if joint else None
             try:
-                paths += write_video(output.frames[0], masks, folder / f"{number}-{name}.mp4")
+                paths += save_sample(output.frames[0], masks, folder / f"{number}-{name}.mp4")
             except OSError as error:  # of the disk, or of ffmpeg, which could not write
                 raise TrainingError(
                     f"the validation videos cannot be written to {folder} ({one_line(error)}): make room, or mend the folder; "
@@ -121,15 +124,14 @@ def sample_videos(
     return sorted(gather_object(paths))
 
 
-def write_video(frames, masks, path: Path, fps: int = 8) -> list[Path]:
+def save_sample(frames: np.ndarray, masks: np.ndarray | None, path: Path, fps: int = 8) -> list[Path]:
+    """Writes a video, float in [0, 1], (F, H, W, 3), and if it has masks, (F, H, W), these and both together."""
     if masks is not None:
         return list(export_overlay(frames, masks, path, fps=fps).values())
-    from diffusers.utils import export_to_video
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial.mp4")
-    export_to_video(list(frames), str(partial), fps=fps, macro_block_size=2)
-    return [partial.replace(path)]
+    with whole_file(path) as temporary:
+        export_to_video(list(frames), str(temporary), fps=fps, macro_block_size=2)
+    return [path]
 
 
 def send_to_trackers(accelerator: Accelerator, paths: list[Path], step: int) -> None:

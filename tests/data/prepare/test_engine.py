@@ -1,4 +1,4 @@
-"""The executors: Slurm's jobs, run by a stand-in for the scheduler, make the same data set as this process does."""
+"""The executors: Slurm's jobs, run by a stand-in for the scheduler, make the same shards as this process does."""
 
 import os
 import stat
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import shapes_backends
 
-from diffusers_jdm.data.prepare.engine import make_executor
-from diffusers_jdm.data.prepare.run import WholeStage, prepare
+from diffusers_jdm.data.prepare.engine import WholeStage, make_executor
+from diffusers_jdm.data.prepare.run import prepare
 from diffusers_jdm.data.prepare.settings import read_settings
 from diffusers_jdm.data.prepare.shards import read_clips
 from diffusers_jdm.data.video import write_video
@@ -28,34 +28,22 @@ SRUN = """#!/bin/bash
 while [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done
 exec "$@"
 """
-SCONTROL = """#!/bin/bash
-echo node
-"""
 
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A PATH with `sbatch` and `srun`."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
-        (folder / name).write_text(script)
-        (folder / name).chmod(stat.S_IRWXU)
-    paths = [str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]
-    monkeypatch.setenv("PATH", os.pathsep.join(paths))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    monkeypatch.setenv("SLURM_LOG", str(tmp_path / "slurm.log"))
-    return folder
-
-
-def test_slurm_does_what_this_process_does(slurm, tmp_path):
+def test_slurm_does_what_this_process_does(tmp_path, monkeypatch):
     """Two stages of it: each task is a process of its own, which has to load everything first."""
-    videos = tmp_path / "videos"
-    videos.mkdir()
+    slurm, videos = tmp_path / "slurm", tmp_path / "videos"
+    for folder in (slurm, videos):
+        folder.mkdir()
+    for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", "#!/bin/bash\necho node\n")):
+        (slurm / name).write_text(script)
+        (slurm / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(slurm), str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("SLURM_LOG", str(tmp_path / "slurm.log"))
     for number in range(2):
         write_video(videos / f"{number}.mp4", sample_clip(5, number, "train", 2, 9, 48, 48).video, 8)
-    settings = read_settings(changes=shapes_backends.CHANGES)
-    stages = ["clips", "caption"]
+    settings, stages = read_settings(changes=shapes_backends.CHANGES), ["clips", "caption"]
     prepare(videos, tmp_path / "here", settings, stages=stages)
     arguments = {"time": "1:00:00", "partition": "gpu", "gpus_per_task": 1}
     prepare(videos, tmp_path / "there", settings, stages=stages, executor="slurm", executor_args=arguments)
@@ -66,7 +54,7 @@ def test_slurm_does_what_this_process_does(slurm, tmp_path):
 
 
 def test_wrong_arguments_of_an_executor(tmp_path):
-    step = WholeStage(str(tmp_path), "cmi", None, 1, False)
+    step = WholeStage(str(tmp_path), "cmi", None, False)
     for kind, arguments in (("slurm", {}), ("ray", {"no_such": 1})):
         with pytest.raises(ValueError, match=f"--executor_args for {kind}: .*(time|no_such)"):
             make_executor(kind, arguments, step, 1, str(tmp_path), 1, None)

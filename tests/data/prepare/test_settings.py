@@ -1,9 +1,30 @@
 """Settings of `prepare`: YAML and --set, and what is wrong with them in one line."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 import yaml
 
-from diffusers_jdm.data.prepare.settings import PrepareSettings, as_yaml, read_settings
+from diffusers_jdm.data.prepare import stages
+from diffusers_jdm.data.prepare.settings import (
+    STAGES,
+    PrepareSettings,
+    as_yaml,
+    check_settings,
+    read_settings,
+    settings_of,
+)
+from diffusers_jdm.data.prepare.stages import stage_named
+
+
+def test_every_stage_has_a_file_and_a_section():
+    files = {path.stem for path in Path(stages.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(STAGES)
+    for name in STAGES[:-1]:
+        stage = stage_named(name)
+        assert isinstance(getattr(PrepareSettings(), name), stage.settings) and stage.columns
+        assert (stage.run is None) != (stage.run_all is None)
 
 
 def test_what_is_printed_is_read_back(tmp_path):
@@ -25,6 +46,12 @@ def test_the_papers_thresholds_are_the_default():
     assert (filters["min_objects"], filters["max_objects"], filters["max_same_type"]) == (2, 10, 1)
 
 
+def test_where_a_model_runs_is_no_setting_of_the_result():
+    one = read_settings(changes=["boxes.device=cpu", "boxes.batch_size=1"])
+    assert settings_of("boxes", one) == settings_of("boxes", PrepareSettings())
+    assert settings_of("boxes", one) != settings_of("boxes", read_settings(changes=["boxes.threshold=0.5"]))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -32,6 +59,7 @@ def test_the_papers_thresholds_are_the_default():
         ("nothing.at_all=1", "there is no setting 'nothing.at_all'"),
         ("filters=1", "there is no setting 'filters'"),
         ("filters.min_area", "SECTION.KEY=VALUE"),
+        ("caption.model=@x", "the value is no YAML"),
         ("caption.batch_size=1.5", "caption.batch_size must be int, got 1.5"),
         ("caption.batch_size=true", "must be int"),
         ("boxes.revision=1", "boxes.revision must be str or null, got 1"),
@@ -43,11 +71,37 @@ def test_wrong_changes(change, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["a: [", "- 1", "filters: 3", "filters: {min_are: 1}"])
+@pytest.mark.parametrize("content", ["a: [", "- 1", "filters: 3", "filters: {min_are: 1}", None])
 def test_wrong_files(content, tmp_path):
-    (tmp_path / "a.yaml").write_text(content)
+    if content is not None:
+        (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(ValueError) as error:
         read_settings(tmp_path / "a.yaml")
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"b\.yaml cannot be read"):
-        read_settings(tmp_path / "b.yaml")
+
+
+COUNTS = ("num_frames", "shard_size", "batch_size", "max_new_tokens", "detection_frames", "negatives")
+WRONG = dict.fromkeys(COUNTS, (0, "at least 1, got 0")) | {
+    "fps": (0.0, "above 0, got 0.0"),
+    "temperature": (float("nan"), "above 0, got nan"),
+    "dtype": ("int8", "float32, float16 or bfloat16, got 'int8'"),
+    "form": ("papr", "paper or infonce, got 'papr'"),
+    "min_area": (0.6, None),
+}
+NAMES = [
+    (section.name, key)
+    for section in fields(PrepareSettings)
+    for key in vars(getattr(PrepareSettings(), section.name))
+]
+
+
+@pytest.mark.parametrize("section, key", [(section, key) for section, key in NAMES if key in WRONG])
+def test_a_value_that_makes_no_sense_is_refused_in_every_section(section, key):
+    settings, (value, rule) = PrepareSettings(), WRONG[key]
+    check_settings(settings)
+    setattr(getattr(settings, section), key, value)
+    with pytest.raises(ValueError) as error:
+        check_settings(settings)
+    assert str(error.value).startswith(f"{section}.{key} ") and (
+        rule is None or str(error.value).endswith(f"must be {rule}")
+    )

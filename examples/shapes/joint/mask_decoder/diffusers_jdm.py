@@ -28,6 +28,13 @@ class _Block(nn.Module):
         return hidden + self.time(F.silu(self.space(F.silu(hidden))))
 
 
+class _Residual(nn.Conv3d):
+    """A residual of one convolution."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + super().forward(F.silu(hidden))
+
+
 def _to_pixels(hidden: torch.Tensor, factor: int) -> torch.Tensor:
     """Channels → pixels: (B, C * factor**2, F', h, w) → (B, C, F', h * factor, w * factor)."""
     return F.pixel_shuffle(hidden.transpose(1, 2), factor).transpose(1, 2)
@@ -53,6 +60,9 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
         ValueError: `spatial_factor` is odd.
     """
 
+    _skip_layerwise_casting_patterns = ["latents_in", "pixels_out"]  # noqa: RUF012
+    _no_split_modules = ["_Block"]  # noqa: RUF012
+
     @register_to_config
     def __init__(
         self,
@@ -66,12 +76,13 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
         super().__init__()
         if spatial_factor % 2:
             raise ValueError(f"`spatial_factor` must be even, got {spatial_factor}: pixels are made in two steps.")
-        self.conv_in = nn.Conv3d(latent_channels, hidden_channels, (1, 3, 3), padding=(0, 1, 1))
+        # No base has layers of these names: diffusers names the files of `enable_group_offload` by layers, for all components.
+        self.latents_in = nn.Conv3d(latent_channels, hidden_channels, (1, 3, 3), padding=(0, 1, 1))
         time_kernel = 3 if temporal_factor > 1 else 1
         self.blocks = nn.ModuleList(_Block(hidden_channels, time_kernel) for _ in range(num_layers))
         self.conv_up = nn.Conv3d(hidden_channels, 4 * up_channels, 1)
-        self.fine = nn.ModuleList(nn.Conv3d(up_channels, up_channels, (1, 3, 3), padding=(0, 1, 1)) for _ in range(2))
-        self.conv_out = nn.Conv3d(up_channels, temporal_factor * (spatial_factor // 2) ** 2, 1)
+        self.fine = nn.ModuleList(_Residual(up_channels, up_channels, (1, 3, 3), padding=(0, 1, 1)) for _ in range(2))
+        self.pixels_out = nn.Conv3d(up_channels, temporal_factor * (spatial_factor // 2) ** 2, 1)
 
     @classmethod
     def for_vae(cls, vae: nn.Module, **kwargs: Any) -> "JDMMaskDecoder":
@@ -103,13 +114,13 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"mask latents must be (batch, {channels} channels, frames, height, width), got {tuple(latents.shape)}."
             )
-        hidden = self.conv_in(latents)  # [B, hidden, F', h, w]
+        hidden = self.latents_in(latents)  # [B, hidden, F', h, w]
         for block in self.blocks:
             hidden = block(hidden)
         hidden = _to_pixels(self.conv_up(F.silu(hidden)), 2)  # [B, up, F', 2h, 2w]
         for conv in self.fine:
-            hidden = hidden + conv(F.silu(hidden))
-        logits = _to_pixels(self.conv_out(F.silu(hidden)), space // 2)  # [B, t, F', H, W]
+            hidden = conv(hidden)
+        logits = _to_pixels(self.pixels_out(F.silu(hidden)), space // 2)  # [B, t, F', H, W]
         logits = logits.transpose(1, 2).flatten(1, 2)  # [B, F' * t, H, W]
         return logits[:, time - 1 :] if latents.shape[2] % 2 else logits
 
@@ -120,14 +131,14 @@ class JDMMaskDecoder(ModelMixin, ConfigMixin):
     # Read once and here: without the package, loading another repo puts its code into this module's file.
     _source_code = Path(__file__).read_bytes()
 
+    # Copied from transformer_cogvideox_jdm.JDMTransformer3DModel.save_config
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves config.json and beside it this source file as diffusers_jdm.py, where diffusers' loader looks for it.
 
         So a saved model loads without our package (`trust_remote_code=True`); `save_pretrained` writes no code.
         """
-        if not os.path.isfile(save_directory):  # a file: the parent raises
-            os.makedirs(save_directory, exist_ok=True)
-            Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
+        os.makedirs(save_directory, exist_ok=True)
+        Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

@@ -6,6 +6,7 @@ diffusers only.
 
 import inspect
 import os
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ class JDMTransformer3DModel(CogVideoXTransformer3DModel):
         ValueError: `in_channels` or `out_channels` is odd, so it cannot hold two halves.
     """
 
+    # The projections and the layer of the roles are small, and the mask hangs on them. The latter's 4 inputs are below what
+    # int8 kernels can do.
+    modules_to_not_convert = ["patch_embed.proj", "proj_out", "cond_proj"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["patch_embed", "norm", "^proj_out$", "cond_proj"]  # noqa: RUF012
+    _no_split_modules = ["CogVideoXBlock", "CogVideoXPatchEmbed", "TimestepEmbedding"]  # noqa: RUF012
+
     # Read once and here: without the package, loading another repo puts its code into this module's file.
     _source_code = Path(__file__).read_bytes()
 
@@ -49,6 +56,21 @@ class JDMTransformer3DModel(CogVideoXTransformer3DModel):
     # diffusers reads the config's keys off the signature, and would lose those that hide in **kwargs.
     __init__.__signature__ = PARENT.replace(parameters=[*PARENT.parameters.values(), TIME_COND_PROJ_DIM])
     __init__ = register_to_config(__init__)
+
+    @wraps(CogVideoXTransformer3DModel.forward)
+    def forward(self, hidden_states, encoder_hidden_states, timestep, timestep_cond=None, *args, **kwargs):
+        # FasterCache runs only the half of a batch that has the prompts, and does not know this input.
+        timestep_cond = None if timestep_cond is None else timestep_cond[-len(hidden_states) :]
+        return super().forward(hidden_states, encoder_hidden_states, timestep, timestep_cond, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> "JDMTransformer3DModel":
+        """As the parent's. Leaves `modules_to_not_convert` out of any quantisation."""
+        for name in ("modules_to_not_convert", "llm_int8_skip_modules"):  # bitsandbytes has the second
+            if hasattr(quantization_config, name):
+                listed = getattr(quantization_config, name) or []
+                setattr(quantization_config, name, [*listed, *cls.modules_to_not_convert])
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:
         # Every way to build a model passes here before a weight is allocated.
@@ -66,9 +88,8 @@ class JDMTransformer3DModel(CogVideoXTransformer3DModel):
 
         So a saved model loads without our package (`trust_remote_code=True`); `save_pretrained` writes no code.
         """
-        if not os.path.isfile(save_directory):  # a file: the parent raises
-            os.makedirs(save_directory, exist_ok=True)
-            Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
+        os.makedirs(save_directory, exist_ok=True)
+        Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

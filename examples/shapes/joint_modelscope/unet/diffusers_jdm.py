@@ -13,6 +13,7 @@ from diffusers import UNet3DConditionModel
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.utils import apply_lora_scale
 
 
 class _Checkpointed:
@@ -77,6 +78,23 @@ class JDMUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
+    # The projections and the layer of the roles are small, and the mask hangs on them. The latter's 4 inputs are below what
+    # int8 kernels can do.
+    modules_to_not_convert = ["conv_in", "conv_out", "cond_proj"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "^conv_in$", "^conv_out$"]  # noqa: RUF012
+    # Layers with a sum or a concatenation in them, whose parts must be on one device.
+    _no_split_modules = [  # noqa: RUF012
+        "ResnetBlock2D",
+        "TemporalConvLayer",
+        "Transformer2DModel",
+        "TransformerTemporalModel",
+        "UpBlock3D",
+        "CrossAttnUpBlock3D",
+        "TimestepEmbedding",
+    ]
+
+    # The parent ignores the "scale" of a LoRA in `cross_attention_kwargs`.
+    forward = apply_lora_scale("cross_attention_kwargs")(UNet3DConditionModel.forward)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         support_gradient_checkpointing(self)
@@ -85,9 +103,19 @@ class JDMUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
     # Read once and here: without the package, loading another repo puts its code into this module's file.
     _source_code = Path(__file__).read_bytes()
 
+    # Copied from transformer_cogvideox_jdm.JDMTransformer3DModel.from_pretrained with JDMTransformer3DModel->JDMUNet3DConditionModel
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> "JDMUNet3DConditionModel":
+        """As the parent's. Leaves `modules_to_not_convert` out of any quantisation."""
+        for name in ("modules_to_not_convert", "llm_int8_skip_modules"):  # bitsandbytes has the second
+            if hasattr(quantization_config, name):
+                listed = getattr(quantization_config, name) or []
+                setattr(quantization_config, name, [*listed, *cls.modules_to_not_convert])
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+
+    # Copied from transformer_cogvideox_jdm.JDMTransformer3DModel.register_to_config
     def register_to_config(self, **kwargs: Any) -> None:
-        # Every way to build a model passes here before a weight is allocated. __init__ stays the parent's: one with
-        # **kwargs would lose config keys.
+        # Every way to build a model passes here before a weight is allocated.
         for name in ("in_channels", "out_channels"):
             channels = kwargs.get(name) or 0
             if channels % 2:
@@ -97,14 +125,14 @@ class JDMUNet3DConditionModel(UNet3DConditionModel, PeftAdapterMixin):
                 )
         super().register_to_config(**kwargs)
 
+    # Copied from transformer_cogvideox_jdm.JDMTransformer3DModel.save_config
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves config.json and beside it this source file as diffusers_jdm.py, where diffusers' loader looks for it.
 
         So a saved model loads without our package (`trust_remote_code=True`); `save_pretrained` writes no code.
         """
-        if not os.path.isfile(save_directory):  # a file: the parent raises
-            os.makedirs(save_directory, exist_ok=True)
-            Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
+        os.makedirs(save_directory, exist_ok=True)
+        Path(save_directory, "diffusers_jdm.py").write_bytes(self._source_code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 

@@ -24,25 +24,18 @@ from diffusers import (
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    FasterCacheConfig,
     ModelMixin,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import retrieve_timesteps
-from diffusers.utils import BaseOutput, load_video, logging
+from diffusers.utils import BaseOutput, load_video
 from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
 from transformers import T5EncoderModel, T5Tokenizer
 
-logger = logging.get_logger(__name__)
-
-# The best of 1 to 6 by mask IoU on the small world, the video's scale being 3 (`make bench-mask-guidance`). Much higher
-# ones over-saturate the mask: it leaves black and white and decodes coloured.
-DEFAULT_MASK_GUIDANCE_SCALE = 3.0
-
-# What the denoiser is told of its input by `timestep_cond`: video given, video left out, mask given, mask left out.
-ROLES = {None: (0, 0, 0, 0), "video": (1, 0, 0, 0), "mask": (0, 0, 1, 0)}
-NULL_MASK = (0, 0, 0, 1)
-ROLE_CHANNELS = 4
-SEGMENT_GUIDANCE_SCALE = 1.0
+# What `timestep_cond` says, by the argument that is given: video given, video left out, mask given, mask left out.
+ROLES = {"video": (1, 0, 0, 0), "masks": (0, 0, 1, 0)}
 
 
 @dataclass
@@ -50,12 +43,11 @@ class JDMPipelineOutput(BaseOutput):
     """A video and the mask of the objects that the prompt names.
 
     Args:
-        frames: the parent pipeline's `frames`: (B, F, H, W, 3) in [0, 1] for "np", (B, F, 3, H, W) in [0, 1] for "pt",
-            lists of lists of RGB images for "pil", the video latents for "latent".
+        frames: (B, F, H, W, 3) in [0, 1] for "np", (B, F, 3, H, W) in [0, 1] for "pt", lists of lists of RGB images for
+            "pil", the video latents for "latent". A given `video` is not converted: lists of lists of its frames.
         masks: soft masks, one for all named objects together. float in [0, 1], (B, F, H, W), for "np" and "pt"; lists
             of lists of mode-L images for "pil"; the mask latents for "latent". `masks >= 0.5` is the binary mask.
-            `None` unless asked for with `return_masks=True`.
-        object_masks: with `objects`, a mask for each of them: for each video N masks, (N, F, H, W), and else as `masks`.
+        object_masks: with `objects`, for each video a mask for each of them, (N, F, H, W), and else as `masks`.
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
@@ -64,195 +56,79 @@ class JDMPipelineOutput(BaseOutput):
 
 
 def mask_generators(latents: torch.Tensor) -> list[torch.Generator]:
-    """One generator a sample for the mask's noise, seeded by that sample's first video noise.
+    """One generator a sample for the mask's noise, seeded by that sample's video latents, (B, ...).
 
     Drawing from the user's generator would change the video (Eq. 10 wants independent noise, and the parent's frames
-    must come out). A hash of the noise follows whatever decided it: a seed, a list of generators, given `latents`. Only
-    its signs are hashed: dtypes round the noise and schedulers scale it, and neither is to change the mask's.
-
-    Args:
-        latents: the initial video latents, (B, ...).
+    must come out). A hash of the first noise follows whatever decided it: a seed, a list of generators, given `latents`.
+    Only its signs are hashed: dtypes round the noise and schedulers scale it, and neither is to change the mask's.
     """
     digests = [hashlib.sha256((sample > 0).cpu().numpy().tobytes()).digest() for sample in latents]
     return [torch.Generator().manual_seed(int.from_bytes(digest[:4], "little")) for digest in digests]
 
 
-def guide(prediction: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance. (2B, ...) as [unconditional | conditional] → (B, ...)."""
-    unconditional, conditional = prediction.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+def masks_to_output(masks: torch.Tensor, size: tuple[int, int], output_type: str):
+    """Soft masks (B, F, h, w) in [0, 1] → (B, F, *size), or lists of lists of images, as of `JDMPipelineOutput`."""
+    masks = torch.nn.functional.interpolate(masks, size, mode="bilinear", antialias=True).clamp(0, 1)
+    masks = VideoProcessor(do_normalize=False).postprocess_video(masks[:, None], output_type)
+    return masks if output_type == "pil" else masks.squeeze(2 if output_type == "pt" else -1)
 
 
-def masks_to_output(masks: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
-    """Soft masks, (B, F, H, W) in [0, 1], in the form that is asked for."""
-    if output_type == "pt":
-        return masks
-    masks = masks.float().cpu().numpy()
-    if output_type == "np":
-        return masks
-    return [[PIL.Image.fromarray(frame) for frame in video] for video in (masks * 255).round().astype("uint8")]
+def read_pixels(value: Any, name: str, height: int, width: int) -> tuple[list, tuple[int, int], torch.Tensor]:
+    """The argument `video` or `masks` (`name`), as it was given and as the denoiser is to see it, or a ValueError.
 
-
-def read_pixels(value: Any, name: str, is_mask: bool) -> torch.Tensor:
-    """A video or masks in any form that diffusers knows, as a float tensor in [0, 1]; channels come before height and width.
-
-    Args:
-        value: the path of a video; a PIL image; numpy or torch, bool, uint8 (0 to 255, for masks also 0 and 1) or float in
-            [0, 1], with the channels of a video last for numpy and third last for torch; or a list of those, of one size.
-        name: of the argument, for errors.
-        is_mask: of 2 to 4 dimensions, (H, W) to (B, F, H, W), without channels; else of 4 or 5, with channels.
-
-    Raises:
-        ValueError: for anything else; the message says what was expected.
+    Returns:
+        for each video a list of its frames, which are PIL images or, if float was given, arrays; their height and width;
+        (B, F, C, height, width), float in [0, 1], with one channel for masks, which are 0 or 1.
     """
-    array = _as_array(value, name, is_mask)
-    if array.ndim not in ((2, 3, 4) if is_mask else (4, 5)) or 0 in array.shape:
-        dims = "2 to 4 dimensions, (H, W) to (B, F, H, W)," if is_mask else "4 or 5 dimensions"
-        raise ValueError(f"`{name}` must have {dims} and hold something, got {tuple(array.shape)}.")
-    is_torch = isinstance(array, torch.Tensor)
-    pixels = array.detach() if is_torch else torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
-    if pixels.dtype == torch.uint8:
-        pixels = pixels.float() / (1 if is_mask and pixels.max() <= 1 else 255)
-    pixels = pixels.float()
-    low, high = pixels.aminmax()
-    if not (low >= 0 and high <= 1):  # NaN, too
-        raise ValueError(
-            f"`{name}` must lie in [0, 1] (or be uint8 in 0 to 255), got values from {low:g} to {high:g}."
-        )
-    return pixels if is_torch or is_mask else pixels.movedim(-1, -3)
+    is_mask = name == "masks"
 
+    def split(value):
+        if isinstance(value, (str, os.PathLike)):
+            return split(load_video(os.fspath(value)))
+        if isinstance(value, PIL.Image.Image):  # as of DAVIS: the index is the object's number, 0 the background
+            return PIL.Image.fromarray(np.array(value) > 0) if is_mask and value.mode == "P" else value
+        if isinstance(value, (list, tuple)) or value.ndim > (2 if is_mask else 3):
+            return [split(part) for part in value]
+        if isinstance(value, torch.Tensor):
+            value = value.detach() if is_mask else value.detach().movedim(0, -1)
+            value = (value.float() if value.is_floating_point() else value).cpu().numpy()
+        return PIL.Image.fromarray(value) if value.dtype in ("bool", "uint8") else value
 
-def _as_array(value: Any, name: str, is_mask: bool) -> np.ndarray | torch.Tensor:
-    """What `read_pixels` takes, as one array."""
-    if isinstance(value, (str, os.PathLike)):
-        try:
-            value = load_video(os.fspath(value))
-        except Exception as error:  # of imageio, and of what it reads with
-            raise ValueError(f"`{name}`: {value} cannot be read as a video: {' '.join(str(error).split())}") from error
-    if isinstance(value, PIL.Image.Image):
-        if not is_mask:
-            return np.asarray(value.convert("RGB"))
-        if value.mode == "P":  # as of DAVIS: the index is the object's number, 0 the background
-            return np.asarray(value) > 0
-        return np.asarray(value if value.mode in ("1", "L", "F") else value.convert("L"))
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise ValueError(f"`{name}` holds no frames.")
-        arrays = [_as_array(part, name, is_mask) for part in value]
-        sizes = {tuple(array.shape) for array in arrays}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"the frames of `{name}` must be of one size, got {' and '.join(map(str, sorted(sizes)))}."
-            )
-        return torch.stack(arrays) if all(isinstance(a, torch.Tensor) for a in arrays) else np.stack(arrays)
-    if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
-        return value
-    kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-    raise ValueError(f"`{name}` must be a path, PIL images, a numpy array or a tensor of numbers, got {kind}.")
-
-
-def read_video(video: Any) -> torch.Tensor:
-    """A video, or several, as float (B, F, 3, H, W) in [0, 1]; see [`read_pixels`]."""
-    pixels = read_pixels(video, "video", is_mask=False)
-    pixels = pixels[None] if pixels.ndim == 4 else pixels
-    if pixels.shape[2] != 3:
-        raise ValueError(
-            f"`video` must be RGB, (F, H, W, 3) or for tensors (F, 3, H, W); got {tuple(pixels.shape[1:])}."
-        )
-    return pixels
-
-
-def read_masks(masks: Any) -> torch.Tensor:
-    """Masks as float (B, F, H, W) in [0, 1]; one image stands for a mask that does not move. See [`read_pixels`]."""
-    pixels = read_pixels(masks, "masks", is_mask=True)
-    if pixels.max() > 0 and pixels.max() < 0.5:
-        raise ValueError(f"`masks` are nowhere above {pixels.max():g}: objects must be white, 1, or 255 for uint8.")
-    return pixels[(None,) * (4 - pixels.ndim)]
-
-
-def resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(B, F, ..., H, W) → (B, F, ..., height, width), the whole frame, smoothly."""
-    if frames.shape[-2:] == (height, width):
-        return frames
-    flat = frames.flatten(0, 1)
-    flat = flat[:, None] if flat.ndim == 3 else flat
-    flat = torch.nn.functional.interpolate(flat, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
-    return flat.reshape(*frames.shape[:-2], height, width)
-
-
-def check_joint_arguments(
-    prompt: Any, integers: dict[str, Any], scales: dict[str, Any], output_type: Any, return_masks: Any = True
-) -> None:
-    """What the parent lets through and then fails on late or not at all. Raises ValueError or TypeError."""
-    if isinstance(prompt, list) and not prompt:
-        raise ValueError("`prompt` is an empty list: give at least one prompt.")
-    if isinstance(prompt, list) and not all(isinstance(text, str) for text in prompt):
-        i, text = next((i, text) for i, text in enumerate(prompt) if not isinstance(text, str))
-        raise TypeError(f"`prompt` must hold strings, but prompt[{i}] is of type {type(text).__name__}.")
-    for name, value in integers.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-    for name, value in scales.items():
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
-    if output_type not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
-    if not isinstance(return_masks, bool):
-        raise TypeError(f"`return_masks` must be True or False, got {return_masks!r}.")
-
-
-def check_objects(objects: Any, batch_size: int) -> list[list[str]]:
-    """The names of the objects of each video, as lists. Raises ValueError if they do not fit the prompts."""
-    if isinstance(objects, str) or not isinstance(objects, (list, tuple)):
-        raise ValueError(f'`objects` must be a list such as ["a red car", "a yellow bus"], got {objects!r}.')
-    lists = [objects] if batch_size == 1 and all(isinstance(name, str) for name in objects) else list(objects)
-    for names in lists:
-        if isinstance(names, str) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-            raise ValueError(
-                f"`objects` must name at least one object for each prompt, in a list of its own; got {names!r}."
-            )
-    if len(lists) != batch_size:
-        raise ValueError(f"`objects` must be {batch_size} lists, one for each prompt, got {len(lists)}.")
-    return [list(names) for names in lists]
-
-
-def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
-    """Given video latents must be finite and of the call's shape. Raises ValueError or TypeError."""
-    if not isinstance(latents, torch.Tensor):
-        raise TypeError(f"`latents` must be a torch.Tensor, got {type(latents).__name__}.")
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"`latents` must be the video's latents of shape {shape}, got {tuple(latents.shape)}.")
-    if not torch.isfinite(latents).all():
-        raise ValueError("`latents` holds NaN or inf values.")
-
-
-def check_mask_latents(mask_latents: torch.Tensor, step: int) -> None:
-    """Raises FloatingPointError if the mask has diverged: as an input of the denoiser it would spoil the video, too."""
-    finite = torch.isfinite(mask_latents.flatten(1)).all(dim=1)
-    if not finite.all():
-        raise FloatingPointError(
-            f"the mask latents of sample(s) {(~finite).nonzero().flatten().tolist()} hold NaN or inf after step {step}: "
-            "if the pipeline runs in float16, try bfloat16 or float32; else look at the checkpoint's weights."
-        )
+    try:
+        frames = split(value)
+        frames = frames if isinstance(frames, list) else [frames]
+        videos = frames if frames and isinstance(frames[0], list) else [frames]
+        sizes = {f.size[::-1] if isinstance(f, PIL.Image.Image) else f.shape[:2] for video in videos for f in video}
+        if len(sizes) != 1:
+            raise ValueError(f"its frames must be of one size, got {sizes or 'none'}.")
+        convert = {"do_convert_grayscale": True} if is_mask else {"do_convert_rgb": True}
+        processor = VideoProcessor(vae_scale_factor=1, do_normalize=False, **convert)
+        pixels = processor.preprocess_video(videos, height, width).movedim(1, 2).float()  # [B, F, C, H, W]
+        low, high = pixels.aminmax()
+        if not (is_mask or pixels.shape[2] == 3):
+            raise ValueError(f"it must be RGB, got {pixels.shape[2]} channels.")
+        if not (low >= 0 and high <= 1):  # NaN, too
+            raise ValueError(f"it must lie in [0, 1] (or be uint8), got values from {low:g} to {high:g}.")
+        if is_mask and 0.004 < high < 0.5:
+            raise ValueError(f"it is nowhere above {high:g}: objects must be white, 1, or 255 for uint8.")
+    except Exception as error:  # of torch, PIL, imageio, and of what that reads with
+        raise ValueError(f"`{name}` cannot be read: {' '.join(str(error).split())}") from error
+    if is_mask:
+        pixels = (pixels >= (0.5 if high > 0.004 else 0.002)).float()  # uint8 may be 0 and 1
+    return videos, sizes.pop(), pixels
 
 
 class CogVideoXJDMPipeline(CogVideoXPipeline):
     """Generates a video and the mask of the objects that the prompt names, with one denoiser for both (JDM).
 
-    Everything but `__call__` is [`CogVideoXPipeline`]'s: loading, LoRA, prompt encoding, offloading, VAE tiling.
-
     Args:
         tokenizer, text_encoder, vae, scheduler: as in [`CogVideoXPipeline`].
-        transformer: a joint one (`JDMTransformer3DModel`): video and mask channels in, video and mask channels out. Layouts
-            (`masks`), [`segment`] and `objects` need one that was trained with roles.
+        transformer: a joint one (`JDMTransformer3DModel`): video and mask channels in, video and mask channels out. `masks`,
+            `video` and `objects` need one that was trained with roles.
         mask_decoder: a fast decoder of masks (`JDMMaskDecoder`), for `mask_decoder="fast"`.
-
-    Raises:
-        ValueError: if the transformer is not joint, or is of CogVideoX 1.5.
     """
 
     _callback_tensor_inputs = ["latents", "mask_latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012
-
     _optional_components = ["mask_decoder"]  # noqa: RUF012
     model_cpu_offload_seq = "text_encoder->transformer->vae->mask_decoder"
 
@@ -267,121 +143,62 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
     ):
         super().__init__(tokenizer, text_encoder, vae, transformer, scheduler)
         self.register_modules(mask_decoder=mask_decoder)
-        self.check_denoiser()
-
-    def check_denoiser(self) -> None:
-        """Raises ValueError unless the transformer is a joint one for the VAE's latents."""
-        if self.transformer is None or self.vae is None:  # a pipeline may be loaded in parts, to encode prompts
+        if transformer is None or vae is None:  # a pipeline may be loaded in parts, to encode prompts
             return
-        config, channels = self.transformer.config, 2 * self.vae.config.latent_channels
-        if config.patch_size_t is not None:
-            raise ValueError(
-                f"CogVideoX 1.5 (patch_size_t={config.patch_size_t}) is not supported: use CogVideoX-2B or -5B."
-            )
+        config, channels = transformer.config, 2 * vae.config.latent_channels
         if (config.in_channels, config.out_channels) != (channels, channels):
             raise ValueError(
                 f"the transformer is not joint: it has {config.in_channels} input and {config.out_channels} output "
-                f"channels, and video and mask need {channels} each; run `diffusers-jdm convert` on the base checkpoint "
-                "or pass `transformer=diffusers_jdm.inflate(transformer)`."
+                f"channels, and video and mask need {channels} each; run `diffusers-jdm convert` on the base checkpoint or "
+                "pass `transformer=diffusers_jdm.inflate(transformer)`."
             )
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
         """[`DiffusionPipeline.from_pipe`]; for a base pipeline, pass `transformer=` a joint one."""
         # diffusers hands a model on only if its class is exactly the type hint's, and ours is a subclass of it
-        for name in ("transformer", "mask_decoder"):
-            if pipeline.components.get(name) is not None:
-                kwargs.setdefault(name, pipeline.components[name])
-        return super().from_pipe(pipeline, **kwargs)
+        parts = {name: pipeline.components.get(name) for name in ("transformer", "mask_decoder")}
+        return super().from_pipe(pipeline, **parts | kwargs)
 
     # Read once and here: without the package, loading another repo puts its code into this module's file.
     _source_code = Path(__file__).read_bytes()
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Saves model_index.json, beside it this source file, and a model card if there is none.
-
-        `save_pretrained` calls it last, so what that writes is a whole Hub repo, which loads without our package, too.
-        """
-        if not os.path.isfile(save_directory):  # a file: the parent raises
-            os.makedirs(save_directory, exist_ok=True)
-            Path(save_directory, "pipeline_cogvideox_jdm.py").write_bytes(self._source_code)
+        """Saves model_index.json, beside it this source file, and a model card if there is none: a whole Hub repo."""
+        os.makedirs(save_directory, exist_ok=True)
+        Path(save_directory, "pipeline_cogvideox_jdm.py").write_bytes(self._source_code)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         package = sys.modules.get("diffusers_jdm")  # has the card's template; this file must do without it
         if package is not None and not Path(save_directory, "README.md").exists():
             package.write_card(save_directory)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
-        """Checks the pipeline in a fresh process and uploads it; `diffusers_jdm.push_pipeline` has the arguments.
-
-        Without the package it is diffusers' own, which checks nothing and writes a generic card.
-        """
+        """`diffusers_jdm.push_pipeline`, which checks the pipeline first. Without the package it is diffusers' own."""
         package = sys.modules.get("diffusers_jdm")
         if package is None:
             return super().push_to_hub(repo_id, *args, **kwargs)
         return package.push_pipeline(self, repo_id, *args, **kwargs)
 
-    def check_sizes(self, height: int, width: int, num_frames: int) -> None:
-        """Raises ValueError if the VAE and the patches cannot give back a video of exactly this size."""
-        patch, factor = self.transformer.config.patch_size, self.vae_scale_factor_spatial
-        if height % (factor * patch) or width % (factor * patch):
-            raise ValueError(
-                f"`height` and `width` must be multiples of {factor * patch} (VAE factor {factor} × patch size {patch}), "
-                f"got {height} and {width}."
-            )
-        # The VAE decodes latent frames in twos, the first one of an odd number without stretching it in time.
-        clip = 2 * self.vae_scale_factor_temporal
-        if num_frames % clip > 1:
-            k = max(1, round(num_frames / clip))
-            raise ValueError(
-                f"`num_frames` must be {clip}k + 1 or {clip}k for the VAE to give back as many frames, got {num_frames}: "
-                f"use {clip * k + 1}."
-            )
-
-    def scheduler_step(self, scheduler, prediction, previous, timesteps, i, sample, step_kwargs):
-        """x_t → x_{t-1} of one modality. Returns it and the x_0 that DPM needs at the next step (else `None`)."""
-        if not isinstance(scheduler, CogVideoXDPMScheduler):
-            return scheduler.step(prediction, timesteps[i], sample, **step_kwargs, return_dict=False)[0], None
-        timestep_back = timesteps[i - 1] if i > 0 else None
-        return scheduler.step(
-            prediction, previous, timesteps[i], timestep_back, sample, **step_kwargs, return_dict=False
-        )
-
     def check_roles(self, what: str) -> None:
         """Raises ValueError unless the transformer was trained with a video or a mask that is given."""
-        if self.transformer.config.get("time_cond_proj_dim") != ROLE_CHANNELS:
+        if self.transformer.config.get("time_cond_proj_dim") != len(ROLES["video"]):
             raise ValueError(
                 f"{what} needs a checkpoint that was trained with roles, and this one was not: train it with "
                 "`--segment_probability` and `--layout_probability`."
             )
 
-    def check_mask_decoder(self, mask_decoder: str) -> None:
-        if mask_decoder not in ("vae", "fast"):
-            raise ValueError(f'`mask_decoder` must be "vae" or "fast", got {mask_decoder!r}.')
-        if mask_decoder == "fast" and self.mask_decoder is None:
-            raise ValueError(
-                '`mask_decoder="fast"` needs a checkpoint that has one, and this one has not: train one with '
-                "`train_scripts/train_mask_decoder.py`."
-            )
-
-    def halves_batches(self) -> bool:
-        """Whether diffusers' FasterCache is on: at most steps it computes a batch's second half alone, that with the prompts."""
-        registry = getattr(self.transformer, "_diffusers_hook", None)
-        hook = None if registry is None else registry.get_hook("faster_cache_denoiser")
-        return hook is not None and not hook.is_guidance_distilled
-
-    def check_cache(self, guided: bool, inner: bool = False, objects: bool = False) -> None:
-        """Raises ValueError if FasterCache would halve a batch that is not [unconditional | conditional]."""
-        reasons = {
-            "`inner_guidance_scale`": inner,
-            "`objects`": objects,
-            "a `guidance_scale` of 1 or less": not guided,
-        }
-        found = [reason for reason, holds in reasons.items() if holds]
-        if found and self.halves_batches():
-            raise ValueError(
-                f"FasterCache does not go with {' and '.join(found)}: it takes the first half of each batch for that without "
-                "the prompt. Call `pipe.transformer.disable_cache()`, or enable another cache."
-            )
+    def check_joint_inputs(self, prompt, height, width, num_frames, num_steps, output_type, mask_decoder) -> None:
+        """Raises ValueError for what the parent lets through and then fails on late or not at all."""
+        if isinstance(prompt, list) and not (prompt and all(isinstance(text, str) for text in prompt)):
+            raise ValueError(f"`prompt` must be a string or a list of at least one string, got {prompt!r}.")
+        integers = {"height": height, "width": width, "num_frames": num_frames, "num_inference_steps": num_steps}
+        for name, value in integers.items():
+            if value is not None and not (isinstance(value, numbers.Integral) and value > 0):
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f'`output_type` must be "pil", "np", "pt" or "latent", got {output_type!r}.')
+        if mask_decoder != "vae" and (mask_decoder != "fast" or self.mask_decoder is None):
+            raise ValueError(f'`mask_decoder` must be "vae", or "fast" if there is one, got {mask_decoder!r}.')
 
     def encode_pixels(self, frames: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """(B, F, 3, H, W) in [0, 1] → latents (B, F', C, h, w), one video at a time, the posterior's mode."""
@@ -396,152 +213,15 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
     def decode_masks(self, mask_latents: torch.Tensor, mask_decoder: str = "vae") -> torch.Tensor:
         """Mask latents (B, F', C, h, w) → soft masks (B, F, H, W) in [0, 1]: of the VAE, the mean over RGB."""
         if mask_decoder == "fast":
-            logits = self.mask_decoder(mask_latents.permute(0, 2, 1, 3, 4).to(self.mask_decoder.dtype))
-            return logits.float().sigmoid()
+            return self.mask_decoder.decode(mask_latents.permute(0, 2, 1, 3, 4))
         return (self.decode_latents(mask_latents).float().mean(dim=1) / 2 + 0.5).clamp(0, 1)
 
-    def prepare_layout(self, masks: torch.Tensor, batch_size: int, num_frames: int | None, height: int, width: int):
-        """Masks (B or 1, F, h, w) as they are given → binary, (batch_size, num_frames, height, width). Raises ValueError."""
-        if len(masks) not in (1, batch_size):
-            raise ValueError(f"`masks` are for {len(masks)} videos, and there are {batch_size} prompts.")
-        frames = masks.shape[1]
-        if frames == 1 and num_frames is not None:
-            masks = masks.expand(-1, num_frames, -1, -1)  # one that does not move
-        elif num_frames not in (None, frames):
-            raise ValueError(f"`masks` have {frames} frames, and `num_frames` is {num_frames}: leave one of them out.")
-        if tuple(masks.shape[2:]) != (height, width):
-            logger.warning(f"`masks` of {masks.shape[2]}×{masks.shape[3]} pixels are resized to {height}×{width}.")
-        return (resize(masks, height, width) >= 0.5).float().expand(batch_size, -1, -1, -1)
-
-    def denoise(
-        self,
-        latents: torch.Tensor,
-        mask_latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        timesteps: torch.Tensor,
-        num_inference_steps: int,
-        given: str | None = None,
-        guided: bool = True,
-        mask_guidance_scale: float | None = None,
-        inner_guidance_scale: float = 0.0,
-        use_dynamic_cfg: bool = False,
-        step_kwargs: dict[str, Any] | None = None,
-        mask_step_kwargs: dict[str, Any] | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = (),
-        negative_prompt_embeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loop: video and mask from noise, or one of them with the other `given` ("video" or "mask").
-
-        Args:
-            latents, mask_latents: (B, F, C, h, w) each; what is given is clean.
-            prompt_embeds: with `guided` those of the negative prompts, then those of the prompts.
-
-        Returns:
-            the latents of video and mask.
-        """
-        config, guidance_scale = self.transformer.config, self._guidance_scale
-        mask_scheduler = copy.deepcopy(self.scheduler)  # it keeps state, so each modality has its own
-        inner = inner_guidance_scale != 0
-        batch_size, _, _, height, width = latents.shape
-        image_rotary_emb = None
-        if config.use_rotary_positional_embeddings:
-            factor = self.vae_scale_factor_spatial
-            image_rotary_emb = self._prepare_rotary_positional_embeddings(
-                height * factor, width * factor, latents.size(1), latents.device
-            )
-        roles = None
-        if config.get("time_cond_proj_dim") == ROLE_CHANNELS and (given or inner):
-            roles = torch.tensor([ROLES[given]] * (batch_size * (1 + guided)) + [NULL_MASK] * (batch_size * inner))
-            roles = roles.to(latents)
-            if self.halves_batches():  # but not this input, which it does not know; `check_cache`: all rows are alike
-                roles = roles[:1]
-
-        old_pred_original_sample = old_pred_original_mask = None  # for DPM-solver++
-        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-
-                self._current_timestep = t
-                video_in = latents if given == "video" else self.scheduler.scale_model_input(latents, t)
-                mask_in = mask_latents if given == "mask" else mask_scheduler.scale_model_input(mask_latents, t)
-                joint = torch.cat([video_in, mask_in], dim=2)  # [B, F, 2C, H, W]
-                joint = torch.cat([joint] * 2) if guided else joint
-                embeds = prompt_embeds
-                if inner:
-                    joint = torch.cat([joint, torch.cat([video_in, torch.zeros_like(mask_in)], dim=2)])
-                    embeds = torch.cat([prompt_embeds, prompt_embeds[-batch_size:]])
-
-                with self.transformer.cache_context("cond_uncond"):
-                    prediction = self.transformer(
-                        hidden_states=joint,
-                        encoder_hidden_states=embeds,
-                        timestep=t.expand(joint.shape[0]),
-                        timestep_cond=roles,
-                        image_rotary_emb=image_rotary_emb,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0]
-                video_pred, mask_pred = prediction.float().chunk(2, dim=2)
-
-                if use_dynamic_cfg:
-                    self._guidance_scale = 1 + guidance_scale * (
-                        (1 - math.cos(math.pi * ((num_inference_steps - t.item()) / num_inference_steps) ** 5.0)) / 2
-                    )
-                towards_mask = 0.0
-                if inner:
-                    video_pred, without_mask = video_pred[:-batch_size], video_pred[-batch_size:]
-                    mask_pred = mask_pred[:-batch_size]
-                    towards_mask = inner_guidance_scale * (video_pred[-batch_size:] - without_mask)
-                if guided:
-                    video_pred = guide(video_pred, self.guidance_scale)
-                    mask_pred = guide(
-                        mask_pred, self.guidance_scale if mask_guidance_scale is None else mask_guidance_scale
-                    )
-
-                if given != "video":
-                    latents, old_pred_original_sample = self.scheduler_step(
-                        self.scheduler,
-                        video_pred + towards_mask if inner else video_pred,
-                        old_pred_original_sample,
-                        timesteps,
-                        i,
-                        latents,
-                        step_kwargs or {},
-                    )
-                if given != "mask":
-                    mask_latents, old_pred_original_mask = self.scheduler_step(
-                        mask_scheduler,
-                        mask_pred,
-                        old_pred_original_mask,
-                        timesteps,
-                        i,
-                        mask_latents,
-                        mask_step_kwargs or {},
-                    )
-                latents = latents.to(prompt_embeds.dtype)
-                mask_latents = mask_latents.to(prompt_embeds.dtype)
-
-                if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for k in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[k] = locals()[k]
-                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-
-                    latents = callback_outputs.pop("latents", latents)
-                    mask_latents = callback_outputs.pop("mask_latents", mask_latents)
-                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = callback_outputs.pop("negative_prompt_embeds", negative_prompt_embeds)
-                check_mask_latents(mask_latents, i)
-
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
-
-        self._current_timestep = None
-        return latents, mask_latents
+    def scheduler_step(self, scheduler, prediction, previous, timesteps, i, sample, step_kwargs):
+        """x_t → x_{t-1} of one modality. Returns it and the x_0 that DPM needs at the next step (else `None`)."""
+        if not isinstance(scheduler, CogVideoXDPMScheduler):
+            return scheduler.step(prediction, timesteps[i], sample, **step_kwargs, return_dict=False)[0], None
+        back = timesteps[i - 1] if i > 0 else None
+        return scheduler.step(prediction, previous, timesteps[i], back, sample, **step_kwargs, return_dict=False)
 
     @torch.no_grad()
     def __call__(
@@ -568,238 +248,239 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
         max_sequence_length: int | None = None,
         return_masks: bool = False,
-        mask_guidance_scale: float | None = DEFAULT_MASK_GUIDANCE_SCALE,
+        mask_guidance_scale: float | None = 3.0,
         masks: Any = None,
+        video: Any = None,
         objects: list[str] | list[list[str]] | None = None,
-        inner_guidance_scale: float = 0.0,
         mask_decoder: str = "vae",
     ) -> JDMPipelineOutput | tuple:
-        """Generates videos and, if asked, their masks. Arguments not named here are [`CogVideoXPipeline`]'s.
+        """Generates videos and their masks; with `masks` the videos, with `video` the masks.
+
+        Arguments not named here are [`CogVideoXPipeline`]'s. Its `num_videos_per_prompt` has no effect here either.
 
         Args:
             height, width: in pixels, multiples of the VAE's factor times the patch size (16 for CogVideoX-2B).
-            num_frames: 1, 8k or 8k + 1 for a VAE that shrinks time by 4.
-            num_videos_per_prompt: has no effect, as in [`CogVideoXPipeline`]; repeat the prompt instead.
-            latents: the first noise of the *video*, (B, latent frames, C, H / 8, W / 8) for CogVideoX-2B. The mask's
-                noise is derived from the video's, sample by sample, and so is reproduced with it.
+            num_frames: 1, 8k or 8k + 1 for CogVideoX's VAE. By default those of `masks`, or the checkpoint's.
+            latents: the first noise of the *video*. The mask's is derived from it, sample by sample.
             callback_on_step_end_tensor_inputs: may name "mask_latents" beside "latents", which are the video's.
-            max_sequence_length: `None` for the transformer's `max_text_seq_length` (226 for CogVideoX-2B).
+            max_sequence_length: by default the transformer's `max_text_seq_length`, 226 for CogVideoX-2B.
             return_masks: decode the masks, too. `False` costs no mask decoding.
-            mask_guidance_scale: the mask's own guidance scale, applied to the same two predictions as the video's.
-                1 is no guidance, `None` is the video's scale. Without effect if `guidance_scale` <= 1.
-            masks: where the named objects are to be, one mask for all of them together (layout → video): a path, PIL images,
-                numpy or tensors, (F, H, W) or (B, F, H, W), in [0, 1], white for the objects; a single image for all frames.
-                Resized to the video's size; its frames decide `num_frames`. Returned, as it was used, for `masks`.
-            objects: names, such as `["a red car", "a yellow bus"]`, or a list of them for each prompt: each gets a mask of
-                its own (`object_masks`), made by segmenting the video by each name, which takes the denoising once more.
-            inner_guidance_scale: how much the video is driven to what its mask says, by the difference to a prediction
-                without the mask (VideoJAM's inner guidance). 0 is none; else each step takes one forward pass more: 3 in
-                place of 2.
+            mask_guidance_scale: the mask's own, for the same two predictions; `None` is `guidance_scale`. Off if that is 1
+                or less. 3 is the best by mask IoU on the small world.
+            masks: where the named objects are to be, all in one mask: a path, PIL images, numpy or tensors, (F, H, W) or
+                (B, F, H, W), bool, uint8 or float in [0, 1], white for objects; a single one for all frames. Resized, and
+                cut at 0.5. Returned for `masks`.
+            video: in which to find what the prompt names: see [`segment`]. Or its latents.
+            objects: names, such as `["a red car", "a yellow bus"]`, for several prompts a list of them for each. The
+                generated video is segmented by each name (`object_masks`).
             mask_decoder: "vae", or "fast" for the checkpoint's own small decoder of masks.
 
         Returns:
-            [`JDMPipelineOutput`], or with `return_dict=False` the tuple `(frames,)`, with `return_masks=True`
-            `(frames, masks)`, with `objects` also `object_masks`.
+            [`JDMPipelineOutput`], or with `return_dict=False` the tuple of what in it is not `None`.
 
         Raises:
-            ValueError, TypeError: for arguments that do not fit the checkpoint or each other, before any work is done.
-            FloatingPointError: if the mask latents become NaN or inf, which would spoil the video.
+            ValueError: arguments do not fit the checkpoint or each other.
+            FloatingPointError: the mask latents became NaN or inf, which would spoil the video.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-
-        config = self.transformer.config
-        height = config.sample_height * self.vae_scale_factor_spatial if height is None else height
-        width = config.sample_width * self.vae_scale_factor_spatial if width is None else width
-        layout = None if masks is None else read_masks(masks)
-        if num_frames is None:
-            num_frames = config.sample_frames if layout is None or layout.shape[1] == 1 else layout.shape[1]
+        config, factor = self.transformer.config, self.vae_scale_factor_spatial
+        height = config.sample_height * factor if height is None else height
+        width = config.sample_width * factor if width is None else width
         max_sequence_length = config.max_text_seq_length if max_sequence_length is None else max_sequence_length
+        embeds = (prompt_embeds, negative_prompt_embeds)
 
         # 1. Check inputs
-        self.check_denoiser()
-        integers = {"height": height, "width": width, "num_frames": num_frames}
-        integers["max_sequence_length"] = max_sequence_length
-        if timesteps is None:
-            integers["num_inference_steps"] = num_inference_steps
-        scales = {"guidance_scale": guidance_scale, "inner_guidance_scale": inner_guidance_scale}
-        if mask_guidance_scale is not None:
-            scales["mask_guidance_scale"] = mask_guidance_scale
-        check_joint_arguments(prompt, integers, scales, output_type, return_masks)
-        self.check_sizes(height, width, num_frames)
-        self.check_mask_decoder(mask_decoder)
-        self.check_cache(guidance_scale > 1, inner_guidance_scale != 0, objects is not None)
-        self.check_inputs(
-            prompt,
-            height,
-            width,
-            negative_prompt,
-            callback_on_step_end_tensor_inputs,
-            prompt_embeds,
-            negative_prompt_embeds,
-        )
-        text_length = max_sequence_length if prompt_embeds is None else len(prompt_embeds[0])
-        if text_length != config.max_text_seq_length and not config.use_rotary_positional_embeddings:
-            raise ValueError(
-                f"the prompt must be encoded to {config.max_text_seq_length} tokens, got {text_length}: this transformer's "
-                "positions fit its own `max_text_seq_length` only."
-            )
+        self.check_joint_inputs(prompt, height, width, num_frames, num_inference_steps, output_type, mask_decoder)
+        self.check_inputs(prompt, height, width, negative_prompt, callback_on_step_end_tensor_inputs, *embeds)
         batch_size = 1 if isinstance(prompt, str) else len(prompt_embeds if prompt is None else prompt)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"`generator` must be one, or as many as the {batch_size} prompts, got {len(generator)}.")
+        multiple, clip = factor * config.patch_size, 2 * self.vae_scale_factor_temporal
+        if height % multiple or width % multiple:
+            raise ValueError(f"`height` and `width` must be multiples of {multiple}, got {height} and {width}.")
         if objects is not None:
             self.check_roles("`objects`")
-            objects = check_objects(objects, batch_size)
+            objects = [objects] if batch_size == 1 and objects and isinstance(objects[0], str) else objects
             if self.text_encoder is None:
                 raise ValueError("`objects` need the text encoder, and the pipeline was loaded without it.")
-        if layout is not None:
-            self.check_roles("`masks`")
-            layout = self.prepare_layout(layout, batch_size, num_frames, height, width)
-        latent_channels = config.in_channels // 2
-        if latents is not None:
-            latent_frames = (num_frames - 1) // self.vae_scale_factor_temporal + 1
-            factor = self.vae_scale_factor_spatial
-            check_latents(latents, (batch_size, latent_frames, latent_channels, height // factor, width // factor))
-        if num_videos_per_prompt != 1:
-            logger.warning("`num_videos_per_prompt` has no effect in CogVideoX pipelines: repeat the prompt instead.")
+            names = [name for part in objects for name in part]
+            is_list = len(objects) == batch_size and all(isinstance(part, list) and part for part in objects)
+            if not is_list or not all(isinstance(name, str) and name.strip() for name in names):
+                raise ValueError(f"`objects` must be a list of names, for {batch_size} prompts, got {objects!r}.")
+        cache = self.transformer._cache_config
+        halves_batches = isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled
+        if halves_batches and (guidance_scale <= 1 or objects):
+            raise ValueError("FasterCache needs a `guidance_scale` above 1 and no `objects`, or `disable_cache()`.")
+        text_length = max_sequence_length if prompt_embeds is None else len(prompt_embeds[0])
+        if text_length != config.max_text_seq_length and not config.use_rotary_positional_embeddings:
+            raise ValueError(f"the prompt must be encoded to {config.max_text_seq_length} tokens, got {text_length}.")
+
+        # 2. Read what is given: the other half is generated
+        given = "video" if video is not None else "masks" if masks is not None else None
+        if given == "video" and not (masks is None and latents is None and objects is None):
+            raise ValueError("`video` goes with none of `masks`, `latents` and `objects`: leave it out, or those.")
+        if given is not None:
+            self.check_roles(f"`{given}`")
+        pixels, own_frames, own_size = None, None, (height, width)
+        latent_size = (height // factor, width // factor)
+        if isinstance(video, torch.Tensor) and video.ndim == 5 and video.shape[-2:] == latent_size:
+            latents, num_frames = video, clip // 2 * video.shape[1] - (clip // 2 - 1) * (video.shape[1] % 2)
+        elif given is not None:
+            frames, size, pixels = read_pixels(masks if video is None else video, given, height, width)
+            count = pixels.shape[1]
+            if len(pixels) not in (1, batch_size):
+                raise ValueError(f"`{given}` must be one, or as many as the {batch_size} prompts, got {len(pixels)}.")
+            if num_frames not in (None, count) and not (given == "masks" and count == 1):
+                raise ValueError(f"`{given}` have {count} frames, and `num_frames` is {num_frames}: leave one out.")
+            if given == "video":  # its last frame fills up what the VAE needs
+                own_frames, own_size, num_frames = frames, size, count + -(count - 1) % clip
+            elif count > 1:  # a single mask stands for all frames
+                num_frames = count
+        num_frames = config.sample_frames if num_frames is None else num_frames
+        if num_frames % clip > 1:  # the VAE decodes latent frames in twos, the first one of an odd number alone
+            near = clip * max(1, round(num_frames / clip)) + 1
+            raise ValueError(f"`num_frames` must be {clip}k or {clip}k + 1 for the VAE, got {num_frames}: use {near}.")
+        latent_frames = (num_frames - 1) // self.vae_scale_factor_temporal + 1
+        shape = (batch_size, latent_frames, config.in_channels // 2, *latent_size)
+        if latents is not None and (getattr(latents, "shape", None) != shape or not latents.isfinite().all()):
+            raise ValueError(f"`{'latents' if video is None else 'video'}` must be finite latents of shape {shape}.")
 
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
         self._current_timestep = None
         self._interrupt = False
-        device = self._execution_device
-        do_classifier_free_guidance = guidance_scale > 1.0
+        device, dtype = self._execution_device, self.transformer.dtype
 
-        # 2. Encode the prompt. The text encoder may have been loaded in another dtype than the transformer.
+        # 3. Encode the prompt. The text encoder may have been loaded in another dtype than the transformer.
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            do_classifier_free_guidance,
-            num_videos_per_prompt=1,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            max_sequence_length=max_sequence_length,
-            device=device,
+            prompt, negative_prompt, guidance_scale > 1.0, 1, *embeds, max_sequence_length, device
         )
-        if do_classifier_free_guidance:
+        if guidance_scale > 1.0:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds], dim=0)
-        prompt_embeds = prompt_embeds.to(self.transformer.dtype)
+        prompt_embeds = prompt_embeds.to(dtype)
         if objects is not None:  # now, so that the text encoder may leave the device before the transformer comes
-            names = [name for part in objects for name in part]
-            object_embeds = self.encode_names(names, SEGMENT_GUIDANCE_SCALE > 1, max_sequence_length, device)
+            name_embeds = self.encode_prompt(names, None, False, 1, None, None, max_sequence_length, device)[0]
 
-        # 3. Timesteps. Both modalities share them (Eq. 10).
+        # 4. Timesteps. Both modalities share them (Eq. 10).
         timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps)
         self._num_timesteps = len(timesteps)
 
-        # 4. Latents [B, F, C, H, W]: the video's as in the parent, the mask's from generators of its own, or given
-        latents = self.prepare_latents(
-            batch_size,
-            latent_channels,
-            num_frames,
-            height,
-            width,
-            prompt_embeds.dtype,
-            device,
-            generator,
-            None if latents is None else latents.to(prompt_embeds.dtype),
-        )
-        mask_generator = mask_generators(latents)
-        if layout is None:
-            mask_latents = randn_tensor(latents.shape, generator=mask_generator, device=device, dtype=latents.dtype)
-            mask_latents = mask_latents * self.scheduler.init_noise_sigma
-        else:
-            mask_latents = self.encode_pixels(layout[:, :, None].expand(-1, -1, 3, -1, -1), latents.dtype, device)
-
-        # 5. Denoise both together, step them apart
-        latents, mask_latents = self.denoise(
-            latents,
-            mask_latents,
-            prompt_embeds,
-            timesteps,
-            num_inference_steps,
-            given=None if layout is None else "mask",
-            guided=do_classifier_free_guidance,
-            mask_guidance_scale=mask_guidance_scale,
-            inner_guidance_scale=inner_guidance_scale,
-            use_dynamic_cfg=use_dynamic_cfg,
-            step_kwargs=self.prepare_extra_step_kwargs(generator, eta),
-            mask_step_kwargs=self.prepare_extra_step_kwargs(mask_generator, eta),
-            attention_kwargs=attention_kwargs,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
-        object_latents = None
-        if objects is not None and not self.interrupt:
-            counts = torch.tensor([len(part) for part in objects], device=device)
-            object_latents = self.segment_latents(
-                latents.repeat_interleave(counts, dim=0),
-                object_embeds,
-                num_inference_steps,
-                SEGMENT_GUIDANCE_SCALE,
-                attention_kwargs=attention_kwargs,
+        # 5. Latents [B, F, C, H, W]: the video's as in the parent, the mask's from generators of its own, or given
+        latents = None if latents is None else latents.to(device, dtype)
+        if pixels is not None:
+            pixels = torch.cat([pixels, pixels[:, -1:].expand(-1, num_frames - count, -1, -1, -1)], dim=1)
+            clean = self.encode_pixels(pixels.expand(-1, -1, 3, -1, -1), dtype, device).expand(shape)
+        if given != "video":
+            latents = self.prepare_latents(
+                batch_size, shape[2], num_frames, height, width, dtype, device, generator, latents
             )
+        elif pixels is not None:
+            latents = clean
+        mask_generator = generator if given == "video" and generator is not None else mask_generators(latents)
+        mask_latents = randn_tensor(shape, generator=mask_generator, device=device, dtype=dtype)
+        mask_latents = clean if given == "masks" else mask_latents * self.scheduler.init_noise_sigma
 
-        # 6. Decode, one after the other: a VAE batch of both would change the video's last bits
-        masks = object_masks = None
-        if output_type == "latent":
-            frames, masks = latents, mask_latents if return_masks else None
-        else:
-            frames = self.video_processor.postprocess_video(self.decode_latents(latents), output_type=output_type)
-            if return_masks:
-                soft = self.decode_masks(mask_latents, mask_decoder) if layout is None else layout
-                masks = masks_to_output(soft, output_type)
-        if object_latents is not None:
-            object_masks = [
-                part
-                if output_type == "latent"
-                else masks_to_output(self.decode_masks(part, mask_decoder), output_type)
-                for part in object_latents.split(counts.tolist())
-            ]
+        # 6. Denoise both together, step them apart
+        mask_scheduler = copy.deepcopy(self.scheduler)  # it keeps state, so each modality has its own
+        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+        mask_step_kwargs = self.prepare_extra_step_kwargs(mask_generator, eta)
+        roles = None if given is None else torch.tensor([ROLES[given]]).to(latents)
+        image_rotary_emb = None
+        if config.use_rotary_positional_embeddings:
+            image_rotary_emb = self._prepare_rotary_positional_embeddings(height, width, latent_frames, device)
+        old_pred_original_sample = old_pred_original_mask = None  # for DPM-solver++
+        num_warmup_steps = max(len(timesteps) - num_inference_steps * self.scheduler.order, 0)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                video_in = latents if given == "video" else self.scheduler.scale_model_input(latents, t)
+                mask_in = mask_latents if given == "masks" else mask_scheduler.scale_model_input(mask_latents, t)
+                joint = torch.cat([video_in, mask_in], dim=2)  # [B, F, 2C, H, W]
+                guided = len(prompt_embeds) > len(joint)  # a callback may have cut off the negative ones
+                joint = torch.cat([joint] * 2) if guided else joint
+                with self.transformer.cache_context("cond_uncond"):
+                    prediction = self.transformer(
+                        hidden_states=joint,
+                        encoder_hidden_states=prompt_embeds,
+                        timestep=t.expand(len(joint)),
+                        timestep_cond=None if roles is None else roles.expand(len(joint), -1),
+                        image_rotary_emb=image_rotary_emb,
+                        attention_kwargs=attention_kwargs,
+                        return_dict=False,
+                    )[0]
+                video_pred, mask_pred = prediction.float().chunk(2, dim=2)
+
+                if use_dynamic_cfg:
+                    left = (num_inference_steps - t.item()) / num_inference_steps
+                    self._guidance_scale = 1 + guidance_scale * ((1 - math.cos(math.pi * left**5.0)) / 2)
+                if guided:
+                    (video_uncond, video_pred), (mask_uncond, mask_pred) = video_pred.chunk(2), mask_pred.chunk(2)
+                    mask_scale = self.guidance_scale if mask_guidance_scale is None else mask_guidance_scale
+                    video_pred = video_uncond + self.guidance_scale * (video_pred - video_uncond)
+                    mask_pred = mask_uncond + mask_scale * (mask_pred - mask_uncond)
+
+                if given != "video":
+                    latents, old_pred_original_sample = self.scheduler_step(
+                        self.scheduler, video_pred, old_pred_original_sample, timesteps, i, latents, step_kwargs
+                    )
+                if given != "masks":
+                    mask_latents, old_pred_original_mask = self.scheduler_step(
+                        mask_scheduler, mask_pred, old_pred_original_mask, timesteps, i, mask_latents, mask_step_kwargs
+                    )
+                latents, mask_latents = latents.to(dtype), mask_latents.to(dtype)
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {k: v for k, v in locals().items() if k in callback_on_step_end_tensor_inputs}
+                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
+                    latents = callback_outputs.pop("latents", latents)
+                    mask_latents = callback_outputs.pop("mask_latents", mask_latents)
+                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = callback_outputs.pop("negative_prompt_embeds", negative_prompt_embeds)
+                if not mask_latents.isfinite().all():  # as an input of the denoiser they would spoil the video, too
+                    raise FloatingPointError(f"mask latents are NaN or inf after step {i}: try bfloat16 or float32.")
+
+                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
+                    progress_bar.update()
+        self._current_timestep = None
+
+        # 7. Segment the video by each object's name, all in one batch
+        object_masks = None
+        if objects is not None and not self.interrupt:
+            self.maybe_free_model_hooks()  # a cache holds what is of another batch
+            counts = [len(part) for part in objects]
+            object_latents = self(
+                video=latents.repeat_interleave(torch.tensor(counts, device=device), dim=0),
+                prompt_embeds=name_embeds,
+                height=height,
+                width=width,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=1.0,
+                attention_kwargs=attention_kwargs,
+                output_type="latent",
+            ).masks
+            object_masks = list(object_latents.split(counts))
+
+        # 8. Decode, one after the other: a VAE batch of both would change the video's last bits
+        def decode(part):
+            soft = self.decode_masks(part, mask_decoder)[:, : len(own_frames[0]) if own_frames else None]
+            return masks_to_output(soft, own_size, output_type)
+
+        frames, masks = latents, mask_latents if return_masks or given == "video" else None
+        if output_type != "latent":
+            frames = own_frames or self.video_processor.postprocess_video(self.decode_latents(latents), output_type)
+            if masks is not None and given == "masks":
+                masks = masks_to_output(pixels[:, :, 0].expand(batch_size, -1, -1, -1), own_size, output_type)
+            elif masks is not None:
+                masks = decode(mask_latents)
+            object_masks = object_masks and [decode(part) for part in object_masks]
 
         self.maybe_free_model_hooks()
-
         output = JDMPipelineOutput(frames=frames, masks=masks, object_masks=object_masks)
         return output if return_dict else output.to_tuple()
 
-    def encode_names(self, prompts: list[str], guided: bool, max_sequence_length: int, device) -> torch.Tensor:
-        """(N, L, D), with `guided` (2N, L, D), those of the empty prompt first."""
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompts, None, guided, num_videos_per_prompt=1, max_sequence_length=max_sequence_length, device=device
-        )
-        embeds = torch.cat([negative_prompt_embeds, prompt_embeds]) if guided else prompt_embeds
-        return embeds.to(self.transformer.dtype)
-
-    def segment_latents(
-        self,
-        latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-    ) -> torch.Tensor:
-        """The mask latents of what each prompt names in its video, of which there are the clean latents (B, F, C, h, w).
-
-        `prompt_embeds` are those of [`encode_names`]. Without a generator, the noise follows from the latents.
-        """
-        self.transformer._reset_stateful_cache()  # as after a call: what it holds is of another batch
-        generator = mask_generators(latents) if generator is None else generator
-        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        timesteps, num_inference_steps = retrieve_timesteps(self.scheduler, num_inference_steps, latents.device)
-        return self.denoise(
-            latents,
-            noise * self.scheduler.init_noise_sigma,
-            prompt_embeds,
-            timesteps,
-            num_inference_steps,
-            given="video",
-            guided=guidance_scale > 1,
-            mask_guidance_scale=guidance_scale,
-            mask_step_kwargs=self.prepare_extra_step_kwargs(generator, 0.0),
-            attention_kwargs=attention_kwargs,
-        )[1]
-
-    @torch.no_grad()
     def segment(
         self,
         video: Any,
@@ -807,82 +488,33 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = SEGMENT_GUIDANCE_SCALE,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         attention_kwargs: dict[str, Any] | None = None,
         max_sequence_length: int | None = None,
         mask_decoder: str = "vae",
     ) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
-        """The mask of what the prompt names in a given video (video → mask).
+        """The masks of what the prompt names in a given video: the `masks` of a call with `video`.
 
         Args:
-            video: a path, PIL images, numpy (F, H, W, 3) or a tensor (F, 3, H, W), in [0, 1] or uint8; or a batch of those.
-                One video goes with several prompts.
-            height, width: at which it is looked at; by default the checkpoint's own size. The video is resized as a whole, and
-                its length filled up with its last frame to 8k + 1; the masks have its own size and length again.
+            video: a path, PIL images, numpy (F, H, W, 3) or a tensor (F, 3, H, W), uint8 or float in [0, 1]; or a batch
+                of those. One video goes with several prompts.
+            height, width: to which it is resized, by default the checkpoint's. The masks have its own size again.
             guidance_scale: of the mask; 1 is none.
-            generator: for the mask's noise; by default it follows from the video.
-
-        Returns:
-            soft masks, one for all named objects together, as `masks` of [`JDMPipelineOutput`]; for "latent" at the size at
-            which the video was looked at.
-
-        Raises:
-            ValueError, TypeError: for arguments that do not fit the checkpoint or each other, before any work is done.
+            generator: for the mask's noise. By default that follows from the video.
         """
-        config = self.transformer.config
-        height = config.sample_height * self.vae_scale_factor_spatial if height is None else height
-        width = config.sample_width * self.vae_scale_factor_spatial if width is None else width
-        max_sequence_length = config.max_text_seq_length if max_sequence_length is None else max_sequence_length
-
-        # 1. Check inputs
-        self.check_denoiser()
-        self.check_roles("`segment`")
-        self.check_mask_decoder(mask_decoder)
-        integers = {"height": height, "width": width, "num_inference_steps": num_inference_steps}
-        check_joint_arguments(prompt, integers, {"guidance_scale": guidance_scale}, output_type)
-        self.check_cache(guidance_scale > 1)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, list):
-            raise TypeError(f"`prompt` must be a string or a list of strings, got {type(prompt).__name__}.")
-        frames = read_video(video)
-        if len(frames) not in (1, len(prompts)):
-            raise ValueError(
-                f"there are {len(frames)} videos and {len(prompts)} prompts: give one prompt for each video."
-            )
-        if isinstance(generator, list) and len(generator) != len(prompts):
-            raise ValueError(
-                f"got {len(generator)} generators for {len(prompts)} masks: pass one a mask, or one for all."
-            )
-        num_frames, own_size = frames.shape[1], tuple(frames.shape[-2:])
-        clip = 2 * self.vae_scale_factor_temporal
-        padding = -(num_frames - 1) % clip
-        self.check_sizes(height, width, num_frames + padding)
-        if own_size != (height, width):
-            logger.warning(f"the video of {own_size[0]}×{own_size[1]} pixels is looked at in {height}×{width}.")
-        if num_frames > max(config.sample_frames, 1):
-            logger.warning(
-                f"the video has {num_frames} frames; the checkpoint's own clips have {config.sample_frames}."
-            )
-
-        # 2. Encode the video, and segment it
-        self._guidance_scale, self._attention_kwargs = 1.0, attention_kwargs
-        self._current_timestep, self._interrupt = None, False
-        device = self._execution_device
-        prompt_embeds = self.encode_names(prompts, guidance_scale > 1, max_sequence_length, device)
-        frames = resize(frames, height, width)
-        frames = torch.cat([frames, frames[:, -1:].expand(-1, padding, -1, -1, -1)], dim=1)
-        latents = self.encode_pixels(frames, self.transformer.dtype, device)
-        latents = latents.expand(len(prompts), -1, -1, -1, -1)
-        mask_latents = self.segment_latents(
-            latents, prompt_embeds, num_inference_steps, guidance_scale, generator, attention_kwargs
-        )
-
-        # 3. Decode
-        masks = mask_latents
-        if output_type != "latent":
-            masks = self.decode_masks(mask_latents, mask_decoder)[:, :num_frames]
-            masks = masks_to_output(resize(masks, *own_size), output_type)
-        self.maybe_free_model_hooks()
-        return masks
+        return self(
+            prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            output_type=output_type,
+            attention_kwargs=attention_kwargs,
+            max_sequence_length=max_sequence_length,
+            mask_guidance_scale=None,
+            video=[] if video is None else video,
+            mask_decoder=mask_decoder,
+        ).masks

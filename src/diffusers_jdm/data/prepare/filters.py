@@ -4,11 +4,10 @@ Judged from measures that are stored with each object, so thresholds can be chan
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from diffusers_jdm.data.prepare.settings import FilterSettings
 
 KEPT = "kept"
 
@@ -37,6 +36,20 @@ CLIP_CODES = {
     "too_many_objects": "more than max_objects of its objects are left",
 }
 """Why a clip is kept or dropped, in the order in which the filters are tried; they count the objects that are left."""
+
+
+@dataclass
+class FilterSettings:
+    """What a mask must be like to be kept (A.2, A.6; docs/paper_notes.md). Shares are of 1."""
+
+    min_area: float = 0.1  # mean share of the frame
+    max_area: float = 0.6  # below this
+    max_border: float = 0.5  # share of the frames in which the mask touches the frame's border; not in the paper
+    max_fragmentation: float = 0.1  # mean share of the mask outside of its largest component; not in the paper
+    min_presence: float = 0.9  # share of the frames in which the object is there at all; not in the paper
+    max_same_type: int = 1  # objects of one name in a clip
+    min_objects: int = 2
+    max_objects: int = 10
 
 
 class Verdict(NamedTuple):

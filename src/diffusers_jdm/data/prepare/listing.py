@@ -6,13 +6,15 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from diffusers_jdm.data.manifest import is_inside
 from diffusers_jdm.data.media import exists, is_tar, members, size_of
+from diffusers_jdm.data.prepare.importers import clips_of
 from diffusers_jdm.data.prepare.shards import count_shards, read_shard, write_shard
-from diffusers_jdm.data.prepare.stages import clips_of
 
+COLUMNS = [("video", pa.string()), ("bytes", pa.int64())]  # or of an importer: its folder, and no size
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 
@@ -103,11 +105,12 @@ def list_clips(folder: str | os.PathLike, clips: Iterable[dict[str, Any]], shard
     new = (clip for clip in tqdm(clips, desc="listing", unit=" clips") if _is_new(clip, known, moved))
     shards = number
     while rows := list(islice(new, shard_size)):
-        write_shard(folder, "listing", shards, rows)
+        write_shard(folder, "listing", shards, rows, COLUMNS)
         shards += 1
     for shard in range(number) if moved else ():
         rows = read_shard(folder, "listing", shard)
-        write_shard(folder, "listing", shard, [row | {"video": moved.get(row["id"], row["video"])} for row in rows])
+        rows = [row | {"video": moved.get(row["id"], row["video"])} for row in rows]
+        write_shard(folder, "listing", shard, rows, COLUMNS)
     return shards
 
 

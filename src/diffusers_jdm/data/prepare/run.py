@@ -16,39 +16,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import yaml
-from datatrove.pipeline.base import PipelineStep
 from filelock import FileLock, Timeout
 
-from diffusers_jdm.data.prepare.cmi.cmi_shards import run_cmi
-from diffusers_jdm.data.prepare.engine import ClipStage, loaded_backend, make_executor, needs
-from diffusers_jdm.data.prepare.filters import check_filters
+from diffusers_jdm.data.prepare.engine import ClipStage, WholeStage, loaded_backend, make_executor, needs
 from diffusers_jdm.data.prepare.listing import find_imported, find_videos, list_clips
-from diffusers_jdm.data.prepare.settings import PrepareSettings, check_settings
-from diffusers_jdm.data.prepare.shards import COLUMNS, SIGNALS, count_shards
-from diffusers_jdm.data.prepare.stages import settings_of
-from diffusers_jdm.data.prepare.write_dataset import check_folder, write_dataset
-
-CLIP_STAGES = tuple(stage for stage in COLUMNS if stage not in ("listing", "cmi"))
-STAGES = (*CLIP_STAGES, "cmi", "dataset")
-FILTERED = STAGES[STAGES.index("regional_captions") :]  # what these do depends on the filters
-
-
-class WholeStage(PipelineStep):
-    """The two stages that see all clips at once: one task."""
-
-    type = "clips"
-
-    def __init__(self, folder: str, stage: str, settings: PrepareSettings, num_shards: int, copy_videos: bool):
-        super().__init__()
-        self.name = self.stage = stage
-        self.folder, self.settings, self.num_shards, self.copy_videos = folder, settings, num_shards, copy_videos
-
-    def run(self, data, rank: int = 0, world_size: int = 1):
-        if self.stage == "cmi":
-            run_cmi(self.folder, self.settings, self.num_shards)
-        else:
-            write_dataset(self.folder, self.settings, self.copy_videos)
-        return ()
+from diffusers_jdm.data.prepare.settings import STAGES, PrepareSettings, check_settings, settings_of
+from diffusers_jdm.data.prepare.shards import count_shards
+from diffusers_jdm.data.prepare.stages import stage_named
+from diffusers_jdm.data.prepare.write_dataset import check_folder
+from diffusers_jdm.files import read_json, write_json
 
 
 def prepare(
@@ -79,7 +55,6 @@ def prepare(
     """
     settings, folder = settings or PrepareSettings(), Path(out)
     check_settings(settings)
-    check_filters(settings.filters)
     check_stages([*(stages or ()), *([redo] if redo else ())])
     if folder.is_file():
         raise ValueError(f"{folder} is a file; OUT must be a folder.")
@@ -90,23 +65,14 @@ def prepare(
     with lock(folder):
         for stage in wanted:
             check_same_settings(folder, stage, settings, forgotten(redo))
-        importer = settings.clips.importer
-        try:
-            clips = find_imported(importer, videos) if importer else find_videos(videos, leave_out=folder)
-            num_shards = list_clips(folder, clips, settings.clips.shard_size)
-        except ValueError:  # wrong VIDEOS leave no OUT behind
-            if is_new:
-                shutil.rmtree(folder)
-            raise
+        num_shards = list_videos(videos, folder, settings, is_new)
         check_earlier_stages(folder, wanted, settings, num_shards)
         jobs = []
         for stage in wanted:
             step, tasks = step_of(stage, str(folder), settings, num_shards, workers in (None, 1), copy_videos)
             logs, before = log_folder(folder, stage, settings, num_shards), jobs[-1] if jobs else None
             jobs.append(make_executor(executor, executor_args or {}, step, tasks, str(logs), workers, before))
-        for stage in reversed(
-            forgotten(redo)
-        ):  # the last first: a kill in between leaves nothing that stands on nothing
+        for stage in reversed(forgotten(redo)):  # a kill in between leaves nothing that stands on nothing
             forget(folder, stage)
         for stage, job in zip(wanted, jobs):
             begin(folder, stage, settings, num_shards)
@@ -117,6 +83,18 @@ def prepare(
             launch(jobs)
 
 
+def list_videos(videos: str | os.PathLike, folder: Path, settings: PrepareSettings, is_new: bool) -> int:
+    """Lists the clips; returns the number of shards. Wrong VIDEOS leave no OUT behind if it is new."""
+    importer = settings.clips.importer
+    try:
+        clips = find_imported(importer, videos) if importer else find_videos(videos, leave_out=folder)
+        return list_clips(folder, clips, settings.clips.shard_size)
+    except ValueError:
+        if is_new:
+            shutil.rmtree(folder)
+        raise
+
+
 def check_stages(names: Sequence[str]) -> None:
     for name in names:
         if name not in STAGES:
@@ -124,16 +102,21 @@ def check_stages(names: Sequence[str]) -> None:
 
 
 def is_on(stage: str, settings: PrepareSettings) -> bool:
-    return stage not in SIGNALS or getattr(settings, stage).backend is not None
+    return not stage_named(stage).optional or getattr(settings, stage).backend is not None
+
+
+def is_whole(stage: str) -> bool:
+    """Whether it sees all clips at once, in one task."""
+    return stage_named(stage).run_all is not None
 
 
 def step_of(
     stage: str, folder: str, settings: PrepareSettings, num_shards: int, show_progress: bool, copy_videos: bool
 ):
     """What a stage's job runs, and its number of tasks."""
-    if stage in CLIP_STAGES:
-        return ClipStage(folder, stage, settings, show_progress), num_shards
-    return WholeStage(folder, stage, settings, num_shards, copy_videos), 1
+    if is_whole(stage):
+        return WholeStage(folder, stage, settings, copy_videos), 1
+    return ClipStage(folder, stage, settings, show_progress), num_shards
 
 
 def log_folder(folder: Path, stage: str, settings: PrepareSettings, num_shards: int) -> Path:
@@ -141,24 +124,26 @@ def log_folder(folder: Path, stage: str, settings: PrepareSettings, num_shards: 
     again when that has changed.
     """
     logs = folder / "logs" / stage
-    if stage not in FILTERED:
+    if not stage_named(stage).filtered:
         return logs
-    depends = [vars(settings.filters), vars(settings.cmi), num_shards if stage not in CLIP_STAGES else None]
+    depends = [vars(settings.filters), vars(settings.cmi), num_shards if is_whole(stage) else None]
     return logs / hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
 
 
 def begin(folder: Path, stage: str, settings: PrepareSettings, num_shards: int) -> None:
     """Writes down the settings of a stage, and forgets that it was done with other filters: its shards will be of these."""
-    if stage in CLIP_STAGES:
-        path = folder / "stages" / stage / "settings.json"
+    if not is_whole(stage):
+        path = settings_path(folder, stage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(settings_of(stage, settings), indent=2))
-        os.replace(temporary, path)
+        write_json(path, settings_of(stage, settings))
     present = log_folder(folder, stage, settings, num_shards)
-    for logs in (folder / "logs" / stage).glob("*") if stage in FILTERED else ():
+    for logs in (folder / "logs" / stage).glob("*") if stage_named(stage).filtered else ():
         if logs != present or stage == "dataset":  # which is quick, and videos may be gone since
             shutil.rmtree(logs)
+
+
+def settings_path(folder: Path, stage: str) -> Path:
+    return folder / "stages" / stage / "settings.json"
 
 
 def launch(jobs: list) -> None:
@@ -176,10 +161,10 @@ def launch(jobs: list) -> None:
 
 def check_same_settings(folder: Path, stage: str, settings: PrepareSettings, redone: Sequence[str]) -> None:
     """Raises ValueError if a stage has run with other settings than it is to run now: old and new results would mix."""
-    path = folder / "stages" / stage / "settings.json"
+    path = settings_path(folder, stage)
     if stage in redone or not path.exists() or not count_shards(folder, stage):
         return
-    now, then = settings_of(stage, settings), json.loads(path.read_text())
+    now, then = settings_of(stage, settings), read_json(path)
     changed = [f"{stage}.{key} was {then.get(key)!r}, now {now[key]!r}" for key in now if now[key] != then.get(key)]
     if changed:
         raise ValueError(
@@ -192,7 +177,7 @@ def check_earlier_stages(folder: Path, wanted: Sequence[str], settings: PrepareS
     """Raises ValueError if a stage is wanted without one that it needs, and that is not done, or not with these filters."""
     for stage in wanted:
         for earlier in needs(stage):
-            tasks = {"listing": 0, "cmi": 1}.get(earlier, num_shards)
+            tasks = 1 if is_whole(earlier) else num_shards
             done = log_folder(folder, earlier, settings, num_shards) / "completions"
             if earlier not in wanted and len(list(done.glob("*"))) < tasks:
                 raise ValueError(
@@ -202,8 +187,10 @@ def check_earlier_stages(folder: Path, wanted: Sequence[str], settings: PrepareS
 
 def forgotten(stage: str | None) -> list[str]:
     """A stage that is to be done again, and what follows from it."""
-    if stage is None or stage in SIGNALS:
-        return [stage] if stage else []
+    if stage is None:
+        return []
+    if stage_named(stage).optional:
+        return [stage]
     return list(STAGES[STAGES.index(stage) :])
 
 

@@ -12,60 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-BOX = pa.list_(pa.float32())  # x0, y0, x1, y1 in pixels
-FIND = [("name", pa.string()), ("frame", pa.int32()), ("box", BOX), ("score", pa.float32())]
-REGION = [
-    ("name", pa.string()),
-    ("track_id", pa.int32()),
-    ("frame", pa.int32()),  # where the object was found: an index into frame_index
-    ("box", BOX),
-    ("score", pa.float32()),
-    ("area", pa.float32()),
-    ("border", pa.float32()),
-    ("fragmentation", pa.float32()),
-    ("presence", pa.float32()),
-    ("rle", pa.list_(pa.binary())),
-]
-CLIP = [
-    ("num_frames", pa.int32()),
-    ("fps", pa.float32()),
-    ("height", pa.int32()),
-    ("width", pa.int32()),
-    ("frame_index", pa.list_(pa.int32())),
-]
-REGIONS = ("regions", pa.list_(pa.struct(REGION)))
-
-COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
-    "listing": [("video", pa.string()), ("bytes", pa.int64())],  # or of an importer: its folder, and no size
-    "clips": [("video", pa.string()), *CLIP, ("caption", pa.string()), REGIONS],  # the last two of an importer
-    "caption": [("caption", pa.string()), ("objects", pa.list_(pa.string()))],
-    "boxes": [("boxes", pa.list_(pa.struct(FIND)))],
-    "tracks": [REGIONS],
-    "regional_captions": [("captions", pa.list_(pa.struct([("track_id", pa.int32()), ("text", pa.string())])))],
-    "depth": [("depth", pa.string())],  # a file, relative to the folder
-    "hed": [("hed", pa.string())],
-    "embeddings": [
-        ("frame_embedding", pa.list_(pa.float32())),
-        (
-            "caption_embeddings",
-            pa.list_(pa.struct([("caption", pa.string()), ("embedding", pa.list_(pa.float32()))])),
-        ),
-    ],
-    "cmi": [
-        ("cmi", pa.list_(pa.list_(pa.float32()))),
-        ("cmi_negatives", pa.int32()),  # M, or what there was
-        ("cmi_track_ids", pa.list_(pa.int32())),  # of the regions that the matrix is about
-    ],
-}
-"""The stages in their order, with what each writes beside `id` and, for a clip that it cannot do, the error."""
-
-SIGNALS = ("depth", "hed")  # off by default; no other stage needs them
+from diffusers_jdm.data.background import remove_background
+from diffusers_jdm.data.prepare.stage import Clip, Columns
+from diffusers_jdm.files import whole_file
 
 ERROR = [("error_code", pa.string()), ("error", pa.string())]
 
 
-def schema_of(stage: str) -> pa.Schema:
-    return pa.schema([("id", pa.string()), *COLUMNS[stage], *ERROR])
+def schema_of(columns: Columns) -> pa.Schema:
+    return pa.schema([("id", pa.string()), *columns, *ERROR])
 
 
 def shard_path(folder: str | os.PathLike, stage: str, number: int) -> Path:
@@ -76,13 +31,15 @@ def count_shards(folder: str | os.PathLike, stage: str = "listing") -> int:
     return len(list((Path(folder) / "stages" / stage).glob("[0-9]*.parquet")))
 
 
-def write_shard(folder: str | os.PathLike, stage: str, number: int, rows: Sequence[dict[str, Any]]) -> None:
-    """The file appears when it is whole."""
+def write_shard(
+    folder: str | os.PathLike, stage: str, number: int, rows: Sequence[dict[str, Any]], columns: Columns
+) -> None:
+    """The file appears when it is whole. columns: of the stage; a row has them, `id`, and `error_code` and `error`."""
     path = shard_path(folder, stage, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # a worker that a kill has left over may be at the same shard
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema_of(stage)), temporary, compression="zstd")
-    os.replace(temporary, path)
+    table = pa.Table.from_pylist(list(rows), schema=schema_of(columns))
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_shard(
@@ -107,17 +64,17 @@ def read_shard(
 
 def read_clips(
     folder: str | os.PathLike, number: int, stages: Iterable[str], leave_out: Collection[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """The clips of one shard, with the columns of these stages. Of errors the first stage's counts.
+) -> Iterator[Clip]:
+    """The clips of one shard, with the columns of these stages, and their regional captions in their regions.
 
-    A stage that has not run yet adds nothing: its columns are None. `leave_out` as for `read_shard`.
+    A stage that has not run yet adds nothing: its columns are None. Of errors the first stage's counts. `leave_out` as
+    for `read_shard`.
     """
-    stages = list(stages)
     clips = read_shard(folder, "listing", number)
     for clip in clips:
         clip |= {name: clip.get(name) for name in ("caption", "objects", "boxes", "regions", "captions")}
     for stage in stages:
-        if stage == "listing" or not shard_path(folder, stage, number).exists():
+        if not shard_path(folder, stage, number).exists():
             continue
         rows = read_shard(folder, stage, number, leave_out)
         if [row["id"] for row in rows] != [clip["id"] for clip in clips]:
@@ -128,4 +85,16 @@ def read_clips(
             first_error = {name: clip[name] for name, _ in ERROR if clip["error_code"] is not None}
             news = {name: value for name, value in row.items() if value is not None or name not in clip}
             clip |= news | first_error
-    yield from clips
+    yield from map(with_captions, clips)
+
+
+def with_captions(clip: Clip) -> Clip:
+    """The clip with its regional captions, cleaned of the black background, in its regions."""
+    if not clip["regions"] or clip["captions"] is None:
+        return clip
+    texts = {entry["track_id"]: entry["text"] for entry in clip["captions"]}
+    regions = []
+    for region in clip["regions"]:
+        raw = texts.get(region["track_id"])
+        regions.append(region | {"raw_caption": raw, "caption": None if raw is None else remove_background(raw)})
+    return clip | {"regions": regions}

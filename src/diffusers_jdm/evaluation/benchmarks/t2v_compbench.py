@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers_jdm.evaluation.benchmarks.export_manifest import Video
+from diffusers_jdm.evaluation.benchmarks.exported_videos import Video
 from diffusers_jdm.evaluation.benchmarks.vbench import check_counts, check_dimensions, read_lines
 
 # Folder of the videos, as its README calls it → list of the prompts.

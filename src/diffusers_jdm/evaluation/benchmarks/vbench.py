@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusers_jdm.evaluation.benchmarks.export_manifest import Video
+from diffusers_jdm.evaluation.benchmarks.exported_videos import Video
+from diffusers_jdm.files import read_json
 
 PROMPTS = Path(__file__).with_name("prompts") / "vbench.json"
 VIDEOS_PER_PROMPT = 5
@@ -30,7 +31,7 @@ def read_prompts(path: str | os.PathLike | None = None) -> tuple[tuple[str, tupl
     path: VBench's own VBench_full_info.json; None for the list that comes with this package.
     """
     if path is None:
-        suites = json.loads(PROMPTS.read_text(encoding="utf-8"))["suites"]
+        suites = read_json(PROMPTS)["suites"]
         return tuple((prompt, tuple(suite["dimensions"])) for suite in suites for prompt in suite["prompts"])
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -131,12 +132,8 @@ def read_results(path: Path, partial: bool = False) -> dict[str, dict[str, Any]]
     Raises:
         ValueError: in one line that names the file, if it is not such a file, a score is no number, or videos are missing.
     """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {' '.join(str(error).split())}") from error
-    expected = expected_videos()
-    if not isinstance(results, dict) or not results or not set(results) <= set(expected):
+    results, expected = read_json(path), expected_videos()
+    if not results or not set(results) <= set(expected):
         raise ValueError(f"{path} is not a result of VBench: an object with its dimensions as names is expected.")
     found = {}
     for dimension, result in results.items():

@@ -1,23 +1,21 @@
 """What finds the named objects in a video, beside the model's own mask: exactly in the small world, else a segmenter."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffusers_jdm.errors import one_line
+from diffusers_jdm.evaluation.figure.prompts import Prompt
 from diffusers_jdm.shapes.evaluator import find_objects, named_pixels
 from diffusers_jdm.shapes.world import caption_kinds
-
-if TYPE_CHECKING:
-    from diffusers_jdm.evaluation.figure.figure import Prompt
 
 # By the `model_type` of its config: the stage of `prepare` that a model belongs to, and its backend there.
 KNOWN = {"grounding-dino": ("boxes", "grounding_dino"), "owlv2": ("boxes", "owlv2"), "sam3_video": ("tracks", "sam3")}
 
-Detector = Callable[[np.ndarray, "Prompt"], np.ndarray]
+Detector = Callable[[np.ndarray, Prompt], np.ndarray]
 
 
-def load_detector(name: str, tracker: str | None, prompts: Sequence["Prompt"]) -> Detector:
+def load_detector(name: str, tracker: str | None, prompts: Sequence[Prompt]) -> Detector:
     """A function from a video, uint8 (F, H, W, 3), and its prompt to the pixels of all named objects, bool (F, H, W).
 
     Args:
@@ -37,12 +35,12 @@ def load_detector(name: str, tracker: str | None, prompts: Sequence["Prompt"]) -
     return exact
 
 
-def exact(video: np.ndarray, prompt: "Prompt") -> np.ndarray:
+def exact(video: np.ndarray, prompt: Prompt) -> np.ndarray:
     """The exact evaluator of the small world: the objects whose colour and shape the prompt names."""
     return named_pixels(find_objects(video / np.float32(255)), exact_kinds(prompt), video.shape[:3])
 
 
-def exact_kinds(prompt: "Prompt") -> list[tuple[str, str]]:
+def exact_kinds(prompt: Prompt) -> list[tuple[str, str]]:
     """Of the objects that the line lists, else of the prompt."""
     try:
         return [kind for text in prompt.objects or (prompt.text,) for kind in caption_kinds(text)]
@@ -70,7 +68,7 @@ def segmenter(name: str, tracker: str | None) -> Detector:
         find_boxes = load_backend("boxes", BoxSettings(backend=backend, model=name))
         find_tracks = load_backend("tracks", TrackSettings(model=tracker) if tracker else TrackSettings())
 
-    def detect(video: np.ndarray, prompt: "Prompt") -> np.ndarray:
+    def detect(video: np.ndarray, prompt: Prompt) -> np.ndarray:
         clip = {"objects": list(prompt.objects or (prompt.text,)), "boxes": []}
         if find_boxes is not None:
             clip |= find_boxes(clip, video)
@@ -86,7 +84,7 @@ def _model_type(name: str) -> str:
     try:
         found = PretrainedConfig.get_config_dict(name)[0].get("model_type")
     except (OSError, ValueError) as error:
-        raise ValueError(f"the detector {name} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the detector {name} cannot be loaded: {one_line(error)}") from error
     if found not in KNOWN:
         raise ValueError(
             f"--detector {name} is of the type {found}; known are exact and models of {', '.join(KNOWN)}."

@@ -4,21 +4,18 @@ import base64
 import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from diffusers_jdm.evaluation.preference.page import encode_video
-
-if TYPE_CHECKING:
-    from diffusers_jdm.evaluation.figure.figure import Row
+from diffusers_jdm.evaluation.browser_video import encode_video
+from diffusers_jdm.evaluation.figure.rows import Row
 
 
-def write_page(rows: Sequence["Row"], path: Path, how: str, fps: int) -> None:
+def write_page(rows: Sequence[Row], path: Path, how: str, fps: int) -> None:
     """how: the settings, in words, under the title."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_page(rows, how, fps))
 
 
-def _page(rows: Sequence["Row"], how: str, fps: int) -> Iterator[str]:
+def _page(rows: Sequence[Row], how: str, fps: int) -> Iterator[str]:
     style, script = (Path(__file__).with_name(f"page.{suffix}").read_text("utf-8") for suffix in ("css", "js"))
     title = html.escape(" and ".join(name for name, _ in rows[0].columns[:2]))
     # The policy makes sure of it: nothing is loaded from anywhere, and nothing is sent.

@@ -1,16 +1,12 @@
 """The sheet of the qualitative figure: for each prompt a caption, and under it a few frames of every video."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
-if TYPE_CHECKING:
-    from diffusers_jdm.evaluation.figure.figure import Row
+from diffusers_jdm.evaluation.figure.rows import Row
 
-SMALL = 192  # pixels of a video's shorter side; below half of it, each pixel becomes several
 CELL = 96  # height of a frame on the sheet
 SHOWN = 3  # frames of each video, evenly spaced, the first and the last among them
 MARGIN, GAP, GROUP_GAP, ROW_GAP = 16, 3, 20, 18
@@ -18,31 +14,12 @@ NARROW = 110  # of a group, if its frames are: headings need some room
 CAPTION, HEADING = 22, 19  # sizes of the font: a page shows the sheet at half of its width
 
 
-def enlarged(video: np.ndarray) -> np.ndarray:
-    """(F, H, W, ...) with each pixel as k × k pixels, if it is small: players would blur it, and 4:2:0 its colours."""
-    k = max(1, SMALL // min(video.shape[1:3]))
-    return video.repeat(k, axis=1).repeat(k, axis=2)
-
-
-def outlined(video: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The video, uint8 (F, H, W, 3), with a white line and a black one about the mask, bool (F, H, W): seen on any colour.
-
-    Both lie outside of what is marked, which stays as it is.
-    """
-    width = -(-min(video.shape[1:3]) // 64)  # of the line: at least a pixel of the sheet
-    picture = video.copy()
-    for reach, colour in ((width + (width + 1) // 2, 0), (width, 255)):
-        around = ndimage.maximum_filter(mask, size=(1, 2 * reach + 1, 2 * reach + 1))
-        picture[around & ~mask] = colour
-    return picture
-
-
 def shown_frames(num_frames: int) -> list[int]:
     """The frames of a video that the sheet has, as far as there are so many."""
     return np.linspace(0, num_frames - 1, min(SHOWN, num_frames)).round().astype(int).tolist()
 
 
-def cell_size(row: "Row") -> tuple[int, int]:
+def cell_size(row: Row) -> tuple[int, int]:
     """Width and height of a frame on the sheet."""
     height, width = row.columns[0][1].shape[1:3]
     return max(1, round(CELL * width / height)), CELL
@@ -68,7 +45,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def draw_sheet(rows: Sequence["Row"]) -> Image.Image:
+def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     """The whole sheet; all videos must be of one size. Headings stand above, each row's prompt above its frames."""
     shown = shown_frames(len(rows[0].columns[0][1]))
     width, height = cell_size(rows[0])

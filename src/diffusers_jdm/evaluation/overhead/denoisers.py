@@ -1,4 +1,4 @@
-"""The two denoisers that `evaluate overhead` compares: a joint checkpoint's and its base's, or the real ones without weights."""
+"""The two denoisers that `evaluate overhead` compares: a joint checkpoint's and its base's, or the released ones without weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import diffusers_jdm  # noqa: F401  # makes diffusers know the joint pipelines
 from diffusers_jdm.bases.base import Base, Size, base_named, base_of_pipeline, joint_config
 from diffusers_jdm.errors import one_line
-
-CHOICES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`diffusers-jdm evaluate overhead`: what a joint model costs more than its base (Table 6); docs/evaluate.md has the definitions."""
+"""`diffusers-jdm evaluate overhead`: what a joint model costs more than its base (Table 6); docs/evaluate_overhead.md has the definitions."""
 
 import os
 import platform
@@ -12,8 +12,9 @@ import torch
 
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.bases.base import Base
+from diffusers_jdm.errors import one_line
+from diffusers_jdm.evaluation.flags import DTYPES
 from diffusers_jdm.evaluation.overhead.denoisers import (
-    CHOICES,
     Pair,
     checkpoint_pair,
     count_parameters,
@@ -49,7 +50,7 @@ def measure_overhead(
     Args:
         joint, base: folders or Hub repos of a joint checkpoint and of its base.
         released: in their place, the name of a base: the released model with random weights; there are no whole calls then.
-        size: frames, height and width in pixels; None for the checkpoint's own, or for a released the paper's, on a CPU less.
+        size: frames, height and width in pixels; None for the checkpoint's own; for a released one the paper's, on a CPU a smaller one.
         num_inference_steps: of whole calls; None: 50.
         turns: how often everything is timed.
         dtype: None: float16 on a GPU, float32 on a CPU.
@@ -85,8 +86,8 @@ def _check_arguments(joint, base, released, num_inference_steps, turns, dtype, o
     for name, number in (("--turns", turns), ("--num_inference_steps", num_inference_steps)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be positive, got {number}.")
-    if dtype not in (None, *CHOICES):
-        raise ValueError(f"--dtype must be one of {', '.join(CHOICES)}, got {dtype}.")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}.")
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise ValueError(f"{output} cannot be written: there is no folder {Path(output).parent}.")
     if output is not None and Path(output).is_dir():
@@ -99,20 +100,19 @@ def enough_memory(pair: Pair) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors, on a CPU with nothing but a message
-        text = str(error)
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in text:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         frames, height, width = pair.size
         raise ValueError(
             f"not enough memory for {pair.joint_checkpoint or pair.base.title} at {frames} frames of {height}×{width}: give a smaller "
-            f"--num_frames, --height or --width, or --dtype bfloat16 ({' '.join(text.split())[:100]})"
+            f"--num_frames, --height or --width, or --dtype bfloat16 ({one_line(error)[:100]})"
         ) from error
 
 
 def _setting(pair: Pair, device: torch.device, dtype: str, turns: int) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "released": pair.base.title,
+        "model": pair.base.title,
         "joint": pair.joint_checkpoint,
         "base": pair.base_checkpoint,
         "size": dict(zip(("num_frames", "height", "width"), pair.size)),
@@ -137,7 +137,7 @@ def _setting(pair: Pair, device: torch.device, dtype: str, turns: int) -> dict[s
 
 
 def count(pair: Pair) -> dict[str, Any]:
-    """Exact numbers of `parameters`, and of `operations` of a forward at the measured size and, of a real model, the paper's."""
+    """Exact numbers of `parameters`, and of `operations` of a forward at the measured size and, of a released model, the paper's."""
     here = {kind: operations(pair, kind, pair.size) for kind in KINDS}
     there = (
         None if pair.joint_checkpoint else {kind: operations(pair, kind, pair.base.released_size) for kind in KINDS}

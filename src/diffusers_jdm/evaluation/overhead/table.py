@@ -24,7 +24,7 @@ def overhead_table(result: Mapping[str, Any]) -> str:
 def _heading(result: Mapping[str, Any]) -> str:
     size, machine = result["size"], result["machine"]
     place = machine["gpu"] or f"a CPU ({machine['threads']} thread(s), {machine['cores']} cores)"
-    what = f"{result['joint']} and {result['base']}" if result["joint"] else f"{result['released']}, random weights"
+    what = f"{result['joint']} and {result['base']}" if result["joint"] else f"{result['model']}, random weights"
     frames = f"{size['num_frames']} frames of {size['height']}×{size['width']}"
     return f"{what}: {frames}, batch size 1, {result['dtype']}, on {place}"
 
@@ -33,7 +33,7 @@ def _denoiser_rows(result: Mapping[str, Any]) -> list[list[str]]:
     paper, forward = result["paper"], result["forward"]
     frames, height, width = paper["size"]
     rows = [
-        ["Base → JDM", "Here", f"Paper: {result['released']}, {frames} frames of {height}×{width}, {paper['gpu']}"],
+        ["Base → JDM", "Here", f"Paper: {result['model']}, {frames} frames of {height}×{width}, {paper['gpu']}"],
         ["---", "---", "---"],
         ["Parameters", _change(result["parameters"], ",d"), _paper(paper["parameters"], 1e9, " B", 3)],
         ["Operations of a forward, 10¹²", _change(result["operations"], ".6g", 1e12), "–"],

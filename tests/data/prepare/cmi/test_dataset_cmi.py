@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from diffusers_jdm.data import neighbours
+from diffusers_jdm.data.prepare.cmi import neighbours
 from diffusers_jdm.data.prepare.cmi.dataset_cmi import dataset_cmi
-from diffusers_jdm.data.prepare.settings import CmiSettings
+from diffusers_jdm.data.prepare.stages.cmi import CmiSettings
 
 FORMS = [CmiSettings(negatives=25), CmiSettings(negatives=25, form="infonce", temperature=0.2)]
 
@@ -21,7 +21,11 @@ def data_set(number=60, seed=0, dim=16, num_texts=80, counts=(0, 6)):
     return frames.astype(np.float32), texts[ids].astype(np.float32), offsets, ids
 
 
-def literal_data_set_cmi(frames, captions, offsets, ids, settings):
+def cmi(*arguments):
+    return list(dataset_cmi(*arguments, progress=False))
+
+
+def word_for_word(frames, captions, offsets, ids, settings):
     """Eq. 12 and decision 14, pair by pair and negative by negative, in float64."""
     frames, captions = frames.astype(np.float64), captions.astype(np.float64)
     owner = np.repeat(np.arange(len(frames)), np.diff(offsets))
@@ -57,54 +61,31 @@ def assert_same(found, expected, atol=1e-5):
 
 
 @pytest.mark.parametrize("settings", FORMS, ids=lambda settings: settings.form)
-def test_against_the_formula_word_for_word(settings):
+def test_against_the_formula_word_for_word(settings, capsys):
     arrays = data_set()
-    found = list(dataset_cmi(*arrays, settings, progress=False))
-    assert_same(found, literal_data_set_cmi(*arrays, settings))
+    found = list(dataset_cmi(*arrays, settings))
+    assert "60/60" in capsys.readouterr().err
+    assert_same(found, word_for_word(*arrays, settings))
     assert {used for matrix, used in found if len(matrix) > 1} == {25}
+    few = data_set(6, counts=(1, 4), num_texts=8)  # give fewer negatives
+    assert_same(cmi(*few, settings), word_for_word(*few, settings))
+    assert all(used < 25 for _, used in cmi(*few, settings))
 
 
-@pytest.mark.parametrize("settings", FORMS, ids=lambda settings: settings.form)
-def test_few_clips_give_fewer_negatives(settings):
-    arrays = data_set(6, counts=(1, 4), num_texts=8)
-    found = list(dataset_cmi(*arrays, settings, progress=False))
-    assert_same(found, literal_data_set_cmi(*arrays, settings))
-    assert all(used < 25 for _, used in found)
-
-
-def test_very_common_texts(monkeypatch):
-    """Most of the nearest captions are left out, so that the search has to go on further away, over cells too."""
+def test_very_common_texts_are_left_out_and_the_search_goes_on_over_cells(monkeypatch):
     frames, _, offsets, _ = data_set(150, counts=(2, 4))
     rng = np.random.default_rng(1)
     texts = unit(rng.standard_normal((40, 16))).astype(np.float32)
     ids = np.where(rng.random(offsets[-1]) < 0.9, 0, rng.integers(1, 40, offsets[-1]))
     arrays, settings = (frames, texts[ids], offsets, ids), CmiSettings(negatives=15)
-    assert_same(dataset_cmi(*arrays, settings, progress=False), literal_data_set_cmi(*arrays, settings))
-    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
-    monkeypatch.setattr(neighbours, "CELL", 20)
-    monkeypatch.setattr(neighbours, "SAMPLE", 100)
-    approximate = list(dataset_cmi(*arrays, settings, progress=False))
-    assert {used for _, used in approximate} == {15}
-
-
-def test_over_cells_it_is_nearly_the_same(monkeypatch):
-    arrays, settings = data_set(1500, num_texts=3000, counts=(2, 4)), CmiSettings(negatives=100)
-    exact = np.concatenate([matrix.ravel() for matrix, _ in dataset_cmi(*arrays, settings, progress=False)])
-    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 500)
-    monkeypatch.setattr(neighbours, "CELL", 30)
-    approximate = np.concatenate([matrix.ravel() for matrix, _ in dataset_cmi(*arrays, settings, progress=False)])
-    assert not (approximate == exact).all()
-    np.testing.assert_allclose(approximate, exact, atol=0.01)
-
-
-def test_order_of_clips_does_not_matter():
-    frames, captions, offsets, ids = data_set()
-    order = np.random.default_rng(3).permutation(len(frames))
-    rows = np.concatenate([np.arange(offsets[clip], offsets[clip + 1]) for clip in order])
-    new_offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[order])])
-    before = list(dataset_cmi(frames, captions, offsets, ids, FORMS[0], progress=False))
-    after = dataset_cmi(frames[order], captions[rows], new_offsets, ids[rows], FORMS[0], progress=False)
-    assert_same(after, [before[clip] for clip in order], atol=1e-6)
+    assert_same(cmi(*arrays, settings), word_for_word(*arrays, settings))
+    few, other = data_set(1500, num_texts=3000, counts=(2, 4)), CmiSettings(negatives=100)
+    exact = np.concatenate([matrix.ravel() for matrix, _ in cmi(*few, other)])
+    for name, value in (("EXACT_UP_TO", 100), ("CELL", 20), ("SAMPLE", 100)):
+        monkeypatch.setattr(neighbours, name, value)
+    assert {used for _, used in cmi(*arrays, settings)} == {15}
+    nearly = np.concatenate([matrix.ravel() for matrix, _ in cmi(*few, other)])
+    np.testing.assert_allclose(nearly, exact, atol=0.01)
 
 
 def test_half_precision_memory_maps(tmp_path, recwarn):
@@ -112,49 +93,35 @@ def test_half_precision_memory_maps(tmp_path, recwarn):
     for name, array in (("frames", frames.astype(np.float16)), ("captions", captions.astype(np.float16))):
         np.save(tmp_path / f"{name}.npy", array)
     maps = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("frames", "captions")]
-    expected = dataset_cmi(*(array.astype(np.float32) for array in maps), offsets, ids, FORMS[0], progress=False)
-    assert_same(dataset_cmi(*maps, offsets, ids, FORMS[0], progress=False), expected, atol=1e-4)
+    expected = cmi(*(array.astype(np.float32) for array in maps), offsets, ids, FORMS[0])
+    assert_same(cmi(*maps, offsets, ids, FORMS[0]), expected, atol=1e-4)
     assert not [warning for warning in recwarn if "writable" in str(warning.message)]
 
 
-def test_clips_without_pairs():
+def test_clips_without_pairs_or_others():
     frames, captions, _, ids = data_set(3, counts=(1, 2))
-    found = list(dataset_cmi(frames, captions, np.arange(4), ids, CmiSettings(), progress=False))
+    found = cmi(frames, captions, np.arange(4), ids, CmiSettings())
     assert [(matrix.tolist(), used) for matrix, used in found] == [([[0.0]], 0)] * 3
-    one = dataset_cmi(frames[:1], captions, np.array([0, 3]), ids, CmiSettings(), progress=False)
-    (matrix, used), *_ = one
-    assert matrix.shape == (3, 3) and not matrix.any() and used == 0  # no other clip, so no negatives
-    assert list(dataset_cmi(frames[:0], captions[:0], np.array([0]), ids[:0], CmiSettings(), progress=False)) == []
-
-
-def test_progress_is_shown(capsys):
-    list(dataset_cmi(*data_set(), FORMS[0]))
-    assert "60/60" in capsys.readouterr().err
+    ((matrix, used),) = cmi(frames[:1], captions, np.array([0, 3]), ids, CmiSettings())
+    assert matrix.shape == (3, 3) and not matrix.any() and used == 0
+    assert cmi(frames[:0], captions[:0], np.array([0]), ids[:0], CmiSettings()) == []
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "place, value, message",
     [
-        ({"settings": CmiSettings(form="printed")}, "form of CMI must be one of paper, infonce, got 'printed'"),
-        ({"settings": CmiSettings(negatives=0)}, "at least 1 negative, got 0"),
-        ({"settings": CmiSettings(temperature=-1)}, "temperature of CMI must be above 0, got -1"),
-        ({"frame_embeddings": np.zeros(60, np.float32)}, r"frame embeddings must be .* got float32 \(60,\)"),
-        ({"caption_embeddings": np.zeros((4, 16))}, r"caption embeddings must be .* got float64 \(4, 16\)"),
-        ({"offsets": np.arange(60)}, "one more than the 60 frame embeddings, got 60"),
-        ({"offsets": np.arange(61)}, "offsets end at 60, but there are"),
-        ({"caption_ids": np.arange(3)}, "caption embeddings, 3 ids"),
-        ({"frame_embeddings": np.full((60, 16), np.nan, np.float32)}, "frame embedding 0 has length nan"),
+        (4, CmiSettings(form="printed"), "cmi.form must be paper or infonce, got 'printed'"),
+        (0, np.zeros(60, np.float32), r"frame embeddings must be .* got float32 \(60,\)"),
+        (1, np.zeros((4, 16)), r"caption embeddings must be .* got float64 \(4, 16\)"),
+        (2, np.arange(60), "one more than the 60 frame embeddings, got 60"),
+        (2, np.arange(61), "offsets end at 60, but there are"),
+        (3, np.arange(3), "caption embeddings, 3 ids"),
+        (0, np.full((60, 16), np.nan, np.float32), "frame embedding 0 has length nan"),
+        (1, 2 * data_set()[1], "caption embedding 0 has length 2, it must have 1"),
     ],
 )
-def test_bad_input(change, message):
-    names = ("frame_embeddings", "caption_embeddings", "offsets", "caption_ids", "settings")
-    arguments = dict(zip(names, (*data_set(), CmiSettings()))) | change
+def test_bad_input(place, value, message):
+    arguments = [*data_set(), CmiSettings()]
+    arguments[place] = value
     with pytest.raises(ValueError, match=message):
-        next(dataset_cmi(**arguments))
-
-
-def test_embeddings_that_are_not_of_length_1():
-    frames, captions, offsets, ids = data_set()
-    captions[5] *= 2
-    with pytest.raises(ValueError, match="caption embedding 5 has length 2, it must have 1"):
-        next(dataset_cmi(frames, captions, offsets, ids, CmiSettings()))
+        cmi(*arguments)

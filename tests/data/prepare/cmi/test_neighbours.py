@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from diffusers_jdm.data import neighbours
+from diffusers_jdm.data.prepare.cmi import neighbours
 from diffusers_jdm.data.prepare.cmi.neighbours import ClipIndex, exact_nearest
 
 
@@ -28,33 +28,28 @@ def hits(found, true):
     return np.mean([np.isin(*pair).mean() for pair in zip(found, true)])
 
 
+@pytest.fixture
 def small_cells(monkeypatch):
     """So that sets of a test's size are split as those of millions are."""
-    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 500)
-    monkeypatch.setattr(neighbours, "CELL", 50)
-    monkeypatch.setattr(neighbours, "SAMPLE", 300)
-    monkeypatch.setattr(neighbours, "BATCH", 64)
-    monkeypatch.setattr(neighbours, "ROWS", 700)
+    for name, value in (("EXACT_UP_TO", 500), ("CELL", 50), ("SAMPLE", 300), ("BATCH", 64), ("ROWS", 700)):
+        monkeypatch.setattr(neighbours, name, value)
 
 
-def test_small_sets_are_compared_in_full():
-    embeddings = clusters(400)
-    found = ClipIndex(embeddings, 20).nearest(np.arange(400), 20)
-    np.testing.assert_array_equal(found, brute_force(embeddings, np.arange(400), 20))
-
-
-def test_exact_search_over_several_blocks(monkeypatch):
-    small_cells(monkeypatch)
+def test_small_sets_are_compared_in_full_and_over_several_blocks(small_cells):
+    embeddings, everyone = clusters(400), np.arange(400)
+    found = ClipIndex(embeddings, 20).nearest(everyone, 20)
+    np.testing.assert_array_equal(found, brute_force(embeddings, everyone, 20))
     embeddings, clips = clusters(2000), np.array([3, 699, 700, 1999])
     np.testing.assert_array_equal(exact_nearest(embeddings, clips, 30), brute_force(embeddings, clips, 30))
 
 
 @pytest.mark.parametrize("recall", [0.8, 0.97])
-def test_cells_reach_the_recall_that_is_asked_for(monkeypatch, recall):
-    small_cells(monkeypatch)
+def test_cells_reach_the_recall_that_is_asked_for(small_cells, recall):
     embeddings, everyone = clusters(3000), np.arange(3000)
     index = ClipIndex(embeddings, 30, recall)
     assert len(index.members) == 60 and index.reach < 1500
+    batches = list(index.batches())
+    assert max(map(len, batches)) <= 64 and np.array_equal(np.sort(np.concatenate(batches)), everyone)
     found, true = index.nearest(everyone, 30), brute_force(embeddings, everyone, 30)
     assert recall - 0.02 < hits(found, true)
     scores = np.einsum("nd,nkd->nk", embeddings, embeddings[found])
@@ -62,42 +57,19 @@ def test_cells_reach_the_recall_that_is_asked_for(monkeypatch, recall):
     assert (found != everyone[:, None]).all() and all(len(set(row)) == 30 for row in found.tolist())
 
 
-def test_more_neighbours_than_the_index_was_made_for(monkeypatch):
-    small_cells(monkeypatch)
+def test_more_neighbours_than_the_index_was_made_for(small_cells):
     embeddings, clips = clusters(1500), np.arange(0, 1500, 10)
     index = ClipIndex(embeddings, 10)
     assert hits(index.nearest(clips, 80), brute_force(embeddings, clips, 80)) > 0.9
     everything = index.nearest(clips, 10_000)
-    assert everything.shape == (150, 1499)
     np.testing.assert_array_equal(np.sort(everything[1]), np.delete(np.arange(1500), 10))
 
 
-def test_batches_hold_each_clip_once(monkeypatch):
-    small_cells(monkeypatch)
-    for number in (1, 400, 1300):
-        batches = list(ClipIndex(clusters(number), min(20, number - 1)).batches())
-        assert max(map(len, batches)) <= 64
-        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(number))
-
-
-def test_half_precision_memory_maps(monkeypatch, tmp_path):
-    small_cells(monkeypatch)
-    embeddings = clusters(1000).astype(np.float16)
-    np.save(tmp_path / "frames.npy", embeddings)
-    found = ClipIndex(np.load(tmp_path / "frames.npy", mmap_mode="r"), 20).nearest(np.arange(1000), 20)
-    np.testing.assert_array_equal(found, ClipIndex(embeddings, 20).nearest(np.arange(1000), 20))
-    assert hits(found, brute_force(embeddings, np.arange(1000), 20)) > 0.95
-
-
-def test_many_equal_embeddings(monkeypatch):
-    small_cells(monkeypatch)
-    embeddings = clusters(1000)
+def test_many_equal_embeddings(small_cells):
+    embeddings, black = clusters(1000), np.arange(600)
     embeddings[:600] = embeddings[0]  # as of black frames
-    for found in (
-        ClipIndex(embeddings, 20).nearest(np.arange(600), 20),
-        exact_nearest(embeddings, np.arange(600), 20),
-    ):
-        assert found.shape == (600, 20) and (found < 600).all() and (found != np.arange(600)[:, None]).all()
+    for found in (ClipIndex(embeddings, 20).nearest(black, 20), exact_nearest(embeddings, black, 20)):
+        assert found.shape == (600, 20) and (found < 600).all() and (found != black[:, None]).all()
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch):

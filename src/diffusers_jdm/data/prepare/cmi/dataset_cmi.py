@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from diffusers_jdm.cmi import FORMS, cmi_matrix, cmi_matrix_of_means
+from diffusers_jdm.cmi import cmi_matrix, cmi_matrix_of_means
 from diffusers_jdm.data.prepare.cmi.neighbours import ROWS, ClipIndex
-from diffusers_jdm.data.prepare.settings import CmiSettings
+from diffusers_jdm.data.prepare.stage import check_bounds
+from diffusers_jdm.data.prepare.stages.cmi import CmiSettings
 
 SPARE = 1.15  # times the neighbours that suffice on average, so that nearly all clips have enough at the first go
 
@@ -48,7 +49,7 @@ def dataset_cmi(
     # Plain arrays: a row of a memory map is slow to take out, as it becomes a memory map again.
     frame_embeddings, caption_embeddings = np.asarray(frame_embeddings), np.asarray(caption_embeddings)
     offsets, caption_ids = np.asarray(offsets), np.asarray(caption_ids)
-    _check_settings(settings)
+    check_bounds("cmi", settings)
     _check_arrays(frame_embeddings, caption_embeddings, offsets, caption_ids)
     number, captions_per_clip = len(frame_embeddings), np.diff(offsets)
     starts = np.concatenate([[0], np.cumsum(captions_per_clip**2)])
@@ -138,15 +139,6 @@ def _mean_negatives(
         torch.from_numpy(np.concatenate(bags)), table, torch.from_numpy(starts), mode="mean"
     )
     return means.float().numpy(), row_of
-
-
-def _check_settings(settings: CmiSettings) -> None:
-    if settings.form not in FORMS:
-        raise ValueError(f"the form of CMI must be one of {', '.join(FORMS)}, got {settings.form!r}")
-    if settings.negatives < 1:
-        raise ValueError(f"CMI needs at least 1 negative, got {settings.negatives}")
-    if not settings.temperature > 0:
-        raise ValueError(f"the temperature of CMI must be above 0, got {settings.temperature}")
 
 
 def _check_arrays(frames: np.ndarray, captions: np.ndarray, offsets: np.ndarray, caption_ids: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from diffusers_jdm.data.prepare.models.loading import check_torchvision, load_model, load_processor
-from diffusers_jdm.data.prepare.settings import BoxSettings
+from diffusers_jdm.data.prepare.stages.boxes import BoxSettings
 
 DUPLICATE_IOU = 0.8  # of two boxes of one noun that overlap more than this, the better is kept, as in Grounded-SAM2
 

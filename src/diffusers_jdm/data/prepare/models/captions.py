@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from diffusers_jdm.data.prepare.models.loading import (
-    ModelError,
     check_torchvision,
     device_of,
     dtype_of,
     load_model,
     load_processor,
 )
-from diffusers_jdm.data.prepare.settings import CaptionSettings
+from diffusers_jdm.data.prepare.stage import ModelError
+from diffusers_jdm.data.prepare.stages.caption import CaptionSettings
 
 CAPTION_PROMPT = (
     "Video Captioning: Please provide a detailed description of this video, focusing on the objects and concepts "

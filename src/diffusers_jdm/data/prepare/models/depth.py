@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from diffusers_jdm.data.prepare.models.loading import check_torchvision, load_model, load_processor
-from diffusers_jdm.data.prepare.settings import DepthSettings
+from diffusers_jdm.data.prepare.stages.depth import DepthSettings
 
 
 class DepthAnything:

@@ -13,7 +13,7 @@ from diffusers_jdm.data.prepare.models.loading import (
     load_model,
     load_processor,
 )
-from diffusers_jdm.data.prepare.settings import EmbeddingSettings
+from diffusers_jdm.data.prepare.stages.embeddings import EmbeddingSettings
 
 
 class ClipEmbeddings:

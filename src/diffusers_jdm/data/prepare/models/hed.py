@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from diffusers_jdm.data.prepare.models.loading import ModelError, device_of, dtype_of
-from diffusers_jdm.data.prepare.settings import HedSettings
+from diffusers_jdm.data.prepare.models.loading import device_of, dtype_of
+from diffusers_jdm.data.prepare.stage import ModelError
+from diffusers_jdm.data.prepare.stages.hed import HedSettings
+from diffusers_jdm.errors import one_line
 
 BGR_MEAN = (104.00699, 116.66877, 122.67892)  # of ImageNet, as Caffe's VGG-16 had it
-STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16's channels
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # channels of VGG-16's convolutions
 
 
 class HedNetwork(nn.Module):
@@ -33,14 +35,14 @@ class HedNetwork(nn.Module):
     def __init__(self):
         super().__init__()
         self.blocks, channels = nn.ModuleList(), 3
-        for stage in STAGES:
+        for widths in BLOCKS:
             convolutions = []
-            for width in stage:
+            for width in widths:
                 convolutions.append(nn.Conv2d(channels, width, kernel_size=3, padding=1))
                 channels = width
             self.blocks.append(nn.ModuleList(convolutions))
-        self.sides = nn.ModuleList(nn.Conv2d(stage[-1], 1, kernel_size=1) for stage in STAGES)
-        self.fuse = nn.Conv2d(len(STAGES), 1, kernel_size=1)
+        self.sides = nn.ModuleList(nn.Conv2d(widths[-1], 1, kernel_size=1) for widths in BLOCKS)
+        self.fuse = nn.Conv2d(len(BLOCKS), 1, kernel_size=1)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Probabilities of edges, (B, H, W), in [0, 1]. frames: RGB in 0..255, (B, 3, H, W)."""
@@ -65,9 +67,7 @@ class Hed:
         try:
             network.load_state_dict(read_weights(settings.model))
         except RuntimeError as error:  # other keys or shapes
-            raise ModelError(
-                f"{settings.model} does not hold the weights of HED: {' '.join(str(error).split())}"
-            ) from error
+            raise ModelError(f"{settings.model} does not hold the weights of HED: {one_line(error)}") from error
         self.network = network.to(self.device, self.dtype).eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -92,7 +92,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     try:
         return _read_h5(path) if str(path).endswith(".h5") else load_file(path)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{path} does not hold the weights of HED: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{path} does not hold the weights of HED: {one_line(error)}") from error
 
 
 def _read_h5(path: str) -> dict[str, torch.Tensor]:
@@ -102,9 +102,9 @@ def _read_h5(path: str) -> dict[str, torch.Tensor]:
     except ImportError as error:
         raise ModelError(f"reading {path} needs h5py: pip install h5py") from error
     layers = {"fuse": "fuse"}
-    for number, stage in enumerate(STAGES):
+    for number, widths in enumerate(BLOCKS):
         layers[f"sides.{number}"] = f"dsn{number + 1}"
-        for place in range(len(stage)):
+        for place in range(len(widths)):
             layers[f"blocks.{number}.{place}"] = f"block{number + 1}/layers/conv2d" + (f"_{place}" if place else "")
     weights = {}
     with h5py.File(path, "r") as file:

@@ -5,12 +5,8 @@ import importlib
 import torch
 from safetensors import SafetensorError
 
-from diffusers_jdm.data.prepare.settings import ModelSettings
+from diffusers_jdm.data.prepare.stage import ModelError, ModelSettings
 from diffusers_jdm.errors import one_line
-
-
-class ModelError(ValueError):
-    """A model cannot be loaded; the message says why and what to do. It ends the run, as every clip would fail."""
 
 
 def device_of(settings: ModelSettings) -> torch.device:
@@ -32,7 +28,7 @@ def check_torchvision() -> None:
     except Exception as error:
         raise ModelError(
             f"torchvision is installed but does not import beside torch {torch.__version__} "
-            f"({' '.join(str(error).split())}): install the version that belongs to it, or remove both and run "
+            f"({one_line(error)}): install the version that belongs to it, or remove both and run "
             'pip install "diffusers-jdm[prepare]".'
         ) from error
 

@@ -13,7 +13,7 @@ from diffusers_jdm.data.prepare.models.loading import (
     load_model,
     load_processor,
 )
-from diffusers_jdm.data.prepare.settings import RegionalCaptionSettings
+from diffusers_jdm.data.prepare.stages.regional_captions import RegionalCaptionSettings
 
 MARGIN = 0.05  # of black around the region's box, as a share of the box's sides; not in the paper
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusers_jdm.data.prepare.models.loading import ModelError, check_torchvision, load_model, load_processor
+from diffusers_jdm.data.prepare.models.loading import check_torchvision, load_model, load_processor
 from diffusers_jdm.data.prepare.models.tracks import bounding_box, merge_tracks
-from diffusers_jdm.data.prepare.settings import TrackSettings
+from diffusers_jdm.data.prepare.stage import ModelError
+from diffusers_jdm.data.prepare.stages.tracks import TrackSettings
 
 
 class Sam3Tracks:

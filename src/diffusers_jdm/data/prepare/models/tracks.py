@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from diffusers_jdm.data.prepare.models.loading import check_torchvision, load_model, load_processor
-from diffusers_jdm.data.prepare.settings import TrackSettings
+from diffusers_jdm.data.prepare.stages.tracks import TrackSettings
 
 
 class Sam2Tracks:

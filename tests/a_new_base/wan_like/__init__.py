@@ -1,0 +1,3 @@
+"""A base that is not in the package: Wan's architecture, small."""
+
+CLASSES = {"WanLikeJDMPipeline": "base", "WanLikeJDMTransformer": "base"}
