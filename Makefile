@@ -32,14 +32,12 @@ coverage: setup  ## the same, with the share of lines of src/ that tests run, in
 
 # What these tests need beside the extras; and those that need prepare or app, which are left out.
 OLDEST_TOOLS := pytest pytest-xdist tensorboard scikit-image h5py torchmetrics matplotlib setuptools
-OLDEST_WITHOUT := benchmarks/test_scaling_cost data/test_boxes data/test_broken_videos data/test_captions data/test_cmi_stage \
-	data/test_data_format data/test_depth data/test_embeddings data/test_engine data/test_media data/test_model_loading \
-	data/test_neighbours data/test_prepare data/test_prepare_models data/test_regional_captions data/test_sam3 data/test_tracks \
-	evaluation/test_figure_detectors examples/test_app
+OLDEST_WITHOUT := benchmarks/test_scaling_cost.py data/prepare data/test_data_format.py data/test_media.py \
+	evaluation/figure/test_detectors.py examples/test_app.py
 
 test-oldest: $(OLDEST)/.installed  ## with the oldest versions of what the package needs, in an environment of their own
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" \
-		$(OLDEST_WITHOUT:%=--ignore=tests/%.py) --deselect tests/test_docs.py::test_the_tutorial
+		$(OLDEST_WITHOUT:%=--ignore=tests/%) --deselect tests/test_docs.py::test_the_tutorial
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)

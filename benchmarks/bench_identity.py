@@ -42,7 +42,7 @@ def commit_of(ref: str | None) -> str:
     if ref is None:
         known = git("for-each-ref", "--format=%(refname:short)", "refs/remotes").split()
         ref = "origin/main" if "origin/main" in known else "HEAD~1"
-    return git("rev-parse", "--verify", f"{ref}^{{commit}}")
+    return git("rev-parse", f"{ref}^{{commit}}")
 
 
 @contextmanager

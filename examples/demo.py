@@ -15,8 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
-import diffusers_jdm
+import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
 from diffusers_jdm.bases.base import base_named
+from diffusers_jdm.overlay import export_overlay, overlay
 from diffusers_jdm.shapes.evaluator import find_objects
 
 sys.path.append(str(Path(__file__).parent / "shapes"))

@@ -13,8 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
-import diffusers_jdm
+import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
 from diffusers_jdm.errors import one_line
+from diffusers_jdm.overlay import overlay
 from diffusers_jdm.shapes.world import phrase, sample_clip
 
 CHECKPOINT = "examples/shapes/joint"
@@ -93,7 +94,7 @@ def main(args):
     found = pipe.segment(clip.video, [clip.caption, *names], **small)
 
     each = [(f'"{name}"', strip(mask)) for name, mask in zip(args.objects, joint.object_masks[0])]
-    overlay = [overlay(layout.frames[0], masks)[i] for i in SHOWN]
+    drawn = [overlay(layout.frames[0], masks)[i] for i in SHOWN]
     rows = [
         (
             f'text to video and mask: "{args.prompt}"',
@@ -102,7 +103,7 @@ def main(args):
         ("a mask for each object", each),
         (
             f'text and mask to video: "{args.prompt}"',
-            [("mask, given", strip(masks)), ("video", strip(layout.frames[0])), ("overlay", overlay)],
+            [("mask, given", strip(masks)), ("video", strip(layout.frames[0])), ("overlay", drawn)],
         ),
         (
             f'text and video to mask: "{clip.caption}"',

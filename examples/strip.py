@@ -11,8 +11,8 @@ import numpy as np
 from demo import SCALE, SHAPES, generate, load
 from PIL import Image, ImageDraw, ImageFont
 
-import diffusers_jdm
 from diffusers_jdm.files import whole_file
+from diffusers_jdm.overlay import overlay
 
 SIZE, GAP, TEXT = 48 * SCALE, 12, 48  # of a cell, between cells, for the prompt
 PROMPTS = SHAPES / "prompts.txt"

@@ -48,8 +48,8 @@ def train(script: str, flags: list[str], nan_sample: str | None = None) -> dict:
             weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
             report["weights"] = hashlib.sha256(weights).hexdigest()
 
-    def with_nan(base, scheduler, model, batch, *args):
-        losses = compute_losses(base, scheduler, model, batch, *args)
+    def with_nan(base, model, batch, *args):
+        losses = compute_losses(base, model, batch, *args)
         factor = torch.tensor([torch.nan if name == nan_sample else 1.0 for name in batch["ids"]])
         return losses | {"per_sample": losses["per_sample"] * factor, "loss": losses["loss"] * factor.mean()}
 

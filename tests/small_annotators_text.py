@@ -9,26 +9,9 @@ import os
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    BlipImageProcessor,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTokenizer,
-    GPT2Tokenizer,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-)
 
 from diffusers_jdm.data.prepare.models.captions import CAPTION_PROMPT, OBJECTS_PROMPT
 
@@ -77,19 +60,19 @@ def _learn(model: torch.nn.Module, batches, steps: int) -> None:
 # Qwen3-VL
 
 
-def _qwen3vl_processor(text: str) -> Qwen3VLProcessor:
+def _qwen3vl_processor(text: str) -> transformers.Qwen3VLProcessor:
     vocabulary, merges = _byte_pairs(text)
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=4096)
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=4096)
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.eos_token = "<|im_end|>"
     size = {"shortest_edge": 2 * 16 * 16, "longest_edge": 16 * 32 * 32}  # pixels of a whole video
     patches = {"size": size, "patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
-    images, videos = Qwen2VLImageProcessor(**patches), Qwen3VLVideoProcessor(**patches)
-    return Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
+    images, videos = transformers.Qwen2VLImageProcessor(**patches), transformers.Qwen3VLVideoProcessor(**patches)
+    return transformers.Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
 
 
-def _qwen3vl_model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
+def _qwen3vl_model(processor: transformers.Qwen3VLProcessor) -> transformers.Qwen3VLForConditionalGeneration:
     tokens = processor.tokenizer.convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}
     text = {"vocab_size": len(processor.tokenizer), "initializer_range": 0.2, "rope_parameters": rope}
@@ -100,7 +83,8 @@ def _qwen3vl_model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGenerati
     names = ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>")
     names += ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>")
     numbers = {name: tokens(token) for name, token in names}
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **numbers))
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **numbers)
+    model = transformers.Qwen3VLForConditionalGeneration(config)
     # Qwen's checkpoints sample unless they are told not to.
     model.generation_config.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.8)
     ends = [tokens("<|im_end|>"), tokens("<|endoftext|>")]
@@ -108,7 +92,7 @@ def _qwen3vl_model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGenerati
     return model
 
 
-def _questions_and_answers(processor: Qwen3VLProcessor, answers: dict[str, str]):
+def _questions_and_answers(processor: transformers.Qwen3VLProcessor, answers: dict[str, str]):
     processor.tokenizer.padding_side = "right"
     generator = np.random.default_rng(0)
     while True:
@@ -143,18 +127,18 @@ def save_tiny_qwen3vl(folder: str | os.PathLike) -> None:
 # BLIP-2
 
 
-def _blip2_processor() -> Blip2Processor:
+def _blip2_processor() -> transformers.Blip2Processor:
     vocabulary, merges = _byte_pairs(" ".join(["", *COLOURS, REGION_CAPTION]))
     for token in ("<s>", "<pad>", "</s>", "<unk>"):
         vocabulary[token] = len(vocabulary)
-    tokenizer = GPT2Tokenizer(
+    tokenizer = transformers.GPT2Tokenizer(
         vocab=vocabulary, merges=merges, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>"
     )
-    image_processor = BlipImageProcessor(size={"height": 32, "width": 32})
-    return Blip2Processor(image_processor, tokenizer, num_query_tokens=4)
+    image_processor = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    return transformers.Blip2Processor(image_processor, tokenizer, num_query_tokens=4)
 
 
-def _blip2_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
+def _blip2_model(processor: transformers.Blip2Processor) -> transformers.Blip2ForConditionalGeneration:
     tokenizer = processor.tokenizer
     layers = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = layers | {"intermediate_size": 64, "image_size": 32, "patch_size": 8, "initializer_range": 0.2}
@@ -163,19 +147,19 @@ def _blip2_model(processor: Blip2Processor) -> Blip2ForConditionalGeneration:
     text |= {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "word_embed_proj_dim": 32}
     # As in Salesforce's checkpoints, a caption ends with its line.
     text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.convert_tokens_to_ids("Ċ")}
-    config = Blip2Config(
+    config = transformers.Blip2Config(
         vision_config=vision,
         qformer_config=qformer | {"initializer_range": 0.2},
         text_config=text | {"pad_token_id": tokenizer.pad_token_id},
         num_query_tokens=4,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    model = Blip2ForConditionalGeneration(config)
+    model = transformers.Blip2ForConditionalGeneration(config)
     torch.nn.init.normal_(model.query_tokens)
     return model
 
 
-def _coloured_things(processor: Blip2Processor):
+def _coloured_things(processor: transformers.Blip2Processor):
     """Images of something of one colour on black, with what to say of it."""
     generator = np.random.default_rng(0)
     while True:
@@ -206,12 +190,12 @@ def save_tiny_blip2(folder: str | os.PathLike) -> None:
 # CLIP
 
 
-def clip_tokenizer(text: str) -> CLIPTokenizer:
+def clip_tokenizer(text: str) -> transformers.CLIPTokenizer:
     """Each word of the text is a token; other words are read letter by letter."""
     vocabulary, merges = _byte_pairs(text, ending="</w>")
     for token in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[token] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 def special_tokens(tokenizer) -> dict[str, int]:
@@ -225,8 +209,9 @@ def save_tiny_clip(folder: str | os.PathLike) -> None:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {"vocab_size": len(tokenizer), "initializer_factor": 10.0, **special_tokens(tokenizer)}
     vision = {"image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=16)).save_pretrained(
-        folder
+    config = transformers.CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=16)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    image_processor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
-    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
+    transformers.CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)

@@ -25,19 +25,26 @@ HEIGHT, WIDTH, FRAMES, FPS = 48, 64, 6, 8
 GREY = {NAMES[0]: 60, NAMES[1]: 200}  # by which a test tells whose video it sees
 
 
-def write_folders(root: Path) -> tuple[Path, Path]:
-    """Two folders in the form of export-vbench's. The tally reads no pictures, so the videos are some bytes."""
-    for folder in ("base", "jdm"):
-        lines = []
-        for number, name in enumerate(FILES):
-            path = root / folder / "videos" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(f"{folder} {name}".encode())
-            lines.append(json.dumps({"video": f"videos/{name}", "prompt": f"prompt {number} ü", "seed": number % 2}))
-        (root / folder / "masks").mkdir()
-        (root / folder / "masks/0.mp4").write_bytes(b"")  # must not be taken for a video
-        (root / folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    return root / "base", root / "jdm"
+def write_folder(folder: Path, names: list[str], prompts: list[str], write: Callable[[int, Path], object]) -> Path:
+    """In the form of export-vbench's. write: a video, by its number."""
+    lines = []
+    for number, (name, prompt) in enumerate(zip(names, prompts)):
+        path = folder / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(number, path)
+        lines.append(json.dumps({"video": f"videos/{name}", "prompt": prompt, "seed": number % 2}))
+    (folder / "masks").mkdir()
+    (folder / "masks/0.mp4").write_bytes(b"")  # must not be taken for a video
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_folders(root: Path) -> list[Path]:
+    """Two folders. The tally reads no pictures, so the videos are some bytes."""
+    prompts = [f"prompt {number} ü" for number in range(len(FILES))]
+    return [
+        write_folder(root / n, FILES, prompts, lambda _, path: path.write_text(str(path))) for n in ("base", "jdm")
+    ]
 
 
 def vote_file(
@@ -83,14 +90,12 @@ def frames_of(number: int, grey: int, height=HEIGHT, width=WIDTH, count=FRAMES) 
 
 def write_video_folders(root: Path) -> list[Path]:
     """Two folders with videos that can be seen, and told apart by their grey."""
+    names = [f"{number}.mp4" for number in range(len(PROMPTS))]
+    folders = []
     for name in NAMES:
-        (root / name / "videos").mkdir(parents=True)
-        lines = []
-        for number, prompt in enumerate(PROMPTS):
-            write_h264(root / name / f"videos/{number}.mp4", frames_of(number, GREY[name]))
-            lines.append(json.dumps({"video": f"videos/{number}.mp4", "prompt": prompt, "seed": 0}))
-        (root / name / "manifest.jsonl").write_text("\n".join(lines))
-    return [root / name for name in NAMES]
+        write = lambda number, path, grey=GREY[name]: write_h264(path, frames_of(number, grey))  # noqa: E731
+        folders.append(write_folder(root / name, names, PROMPTS, write))
+    return folders
 
 
 def videos_of(page: str) -> list[tuple[bytes, bytes]]:

@@ -8,29 +8,22 @@ import torch
 from small_data import joint_base, perturb
 from small_models import SMALL, TEXT_DIM, TEXT_LENGTH
 
-from diffusers_jdm.bases.base import make_joint
+from diffusers_jdm.bases.base import base_of_pipeline, make_joint
 from diffusers_jdm.bases.mask_decoder_jdm import JDMMaskDecoder
 from diffusers_jdm.roles import add_roles
 
 RED, BLUE = "a red circle", "a blue square"
-# By the name of a base: schedulers beside its own, the last of which draws noise at each step; sizes that it refuses.
-SCHEDULERS = {
-    "cogvideox": ["DPMSolverMultistepScheduler", "CogVideoXDPMScheduler"],
-    "modelscope": [
-        "DPMSolverMultistepScheduler",
-        "HeunDiscreteScheduler",  # two calls a step
-        "PNDMScheduler",  # keeps a history, takes no generator
-        "UniPCMultistepScheduler",
-        "EulerAncestralDiscreteScheduler",
-    ],
+SCHEDULERS = {  # beside a base's own; the last draws noise at each step. PNDM keeps a history, Heun takes two calls a step
+    "cogvideox": ["DPMSolverMultistep", "CogVideoXDPM"],
+    "modelscope": ["DPMSolverMultistep", "HeunDiscrete", "PNDM", "UniPCMultistep", "EulerAncestralDiscrete"],
 }
 WRONG_SIZES = {
     "cogvideox": [
         ({"height": 24}, "multiples of 16, got 24 and 16"),
         ({"num_frames": 5}, r"must be 8k or 8k \+ 1 .* got 5: use 9"),
-        ({"num_frames": 12}, "got 12: use 17"),
+        ({"num_frames": None, "masks": torch.ones(12, 16, 16)}, "got 12: use 17"),
         ({"max_sequence_length": 8}, "must be encoded to 16 tokens, got 8"),
-        ({"prompt": None, "prompt_embeds": torch.zeros(1, 8, 32)}, "16 tokens, got 8"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 8, TEXT_DIM)}, "16 tokens, got 8"),
     ],
     "modelscope": [({"height": 20}, "divisible by 8 but are 20 and 16")],
 }
@@ -40,10 +33,29 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def set_scheduler(pipe, name: str):
+def sample(pipe, **changes):
+    """A short call of a pipeline, plain or joint."""
+    pipe.set_progress_bar_config(disable=True)
+    call = SMALL[base_of_pipeline(type(pipe).__name__).name].CALL
+    return pipe(**call | {"output_type": "pt", "generator": seeded()} | changes)
+
+
+def set_scheduler(pipe, name: str) -> None:
     config = {**pipe.scheduler.config, "skip_prk_steps": True}  # PNDM's setting for latent diffusion
-    pipe.scheduler = getattr(diffusers, name).from_config(config)
-    return pipe
+    pipe.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(config)
+
+
+def latent_shape(base, batch: int, channels: int) -> list[int]:
+    call = SMALL[base.name].CALL
+    size = base.latent_size(call["num_frames"], call["height"], call["width"], base.pipe.vae.config)
+    return [batch, *size[: base.channel_dim - 1], channels, *size[base.channel_dim - 1 :]]
+
+
+def predict(base, model, seed: int = 0) -> torch.Tensor:
+    """A denoiser's prediction, joint or plain, for random latents and text; `seed` also decides the dropout."""
+    torch.manual_seed(seed)
+    noisy = torch.randn(latent_shape(base, 2, model.config.in_channels))
+    return base.predict(model, noisy, torch.tensor([10, 900]), torch.randn(2, TEXT_LENGTH, TEXT_DIM))
 
 
 class Small:
@@ -51,33 +63,29 @@ class Small:
 
     def __init__(self, name: str, roles: bool = True):
         self.base = joint_base(name)
-        self.name, self.pipe = name, self.base.pipe
-        self.call = SMALL[name].CALL | {"output_type": "pt"}
-        self.frames = self.call["num_frames"]
+        self.pipe, self.frames = self.base.pipe, SMALL[name].CALL["num_frames"]
         self.denoiser = perturb(getattr(self.pipe, self.base.component), std=0.1)
         if roles:
             add_roles(self.denoiser)
             torch.nn.init.normal_(self.denoiser.time_embedding.cond_proj.weight, std=2.0, generator=seeded(3))
-        size = self.base.latent_size(self.frames, self.call["height"], self.call["width"], self.pipe.vae.config)
-        self.shape = [1, *size]
-        self.shape.insert(self.base.channel_dim, self.pipe.vae.config.latent_channels)
+        self.shape = latent_shape(self.base, 1, self.pipe.vae.config.latent_channels)
         self.seen = []
         self.denoiser.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, module, args, kwargs):
-        hidden = args[0] if args else kwargs["hidden_states"]
-        video, mask = hidden.chunk(2, dim=self.base.channel_dim)
+        video, mask = (args[0] if args else kwargs["hidden_states"]).chunk(2, dim=self.base.channel_dim)
         self.seen.append({"video": video, "mask": mask, "roles": kwargs["timestep_cond"]})
 
     def __call__(self, **changes):
         self.seen.clear()
-        return self.pipe(**self.call | {"generator": seeded()} | changes)
+        return sample(self.pipe, **changes)
 
     def segment(self, video, prompt=RED, **changes):
         self.seen.clear()
         known = inspect.signature(self.pipe.segment).parameters
-        call = {name: value for name, value in self.call.items() if name in known and name != "prompt"}
-        return self.pipe.segment(video, **call | {"prompt": prompt, "guidance_scale": 1.0} | changes)
+        call = {name: value for name, value in SMALL[self.base.name].CALL.items() if name in known}
+        call |= {"prompt": prompt, "guidance_scale": 1.0, "output_type": "pt"}
+        return self.pipe.segment(video, **call | changes)
 
     def encoded(self, frames):
         return self.pipe.encode_pixels(frames, torch.float32, torch.device("cpu"))
@@ -97,10 +105,7 @@ def small(base_name):
 @pytest.fixture
 def fresh(plain_pipeline):
     """The joint pipeline of `plain_pipeline`, as inflation leaves it."""
-    plain_pipeline.set_progress_bar_config(disable=True)
-    pipe = make_joint(plain_pipeline)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return make_joint(plain_pipeline)
 
 
 @pytest.fixture
@@ -113,22 +118,3 @@ def layout(small):
     masks = torch.zeros(1, small.frames, 16, 16)
     masks[..., 4:12, 2:10] = 1
     return masks
-
-
-def predict(base, model, seed: int = 0) -> torch.Tensor:
-    """A denoiser's prediction, joint or plain, for random latents and text; `seed` also decides the dropout."""
-    torch.manual_seed(seed)
-    call = SMALL[base.name].CALL
-    shape = [2, *base.latent_size(SMALL[base.name].NUM_FRAMES, call["height"], call["width"], base.pipe.vae.config)]
-    shape.insert(base.channel_dim, model.config.in_channels)
-    return base.predict(model, torch.randn(shape), torch.tensor([10, 900]), torch.randn(2, TEXT_LENGTH, TEXT_DIM))
-
-
-@pytest.fixture(params=["joint", "plain"])
-def model(request, base, plain_pipeline):
-    """A denoiser of the base, which can checkpoint gradients."""
-    pipe = base.pipe if request.param == "joint" else plain_pipeline
-    model = getattr(pipe, base.component)
-    base.enable_gradient_checkpointing(model)
-    model.disable_gradient_checkpointing()
-    return model

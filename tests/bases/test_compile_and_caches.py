@@ -38,23 +38,23 @@ def test_compiled_and_with_another_attention_the_model_gives_the_same(base):
 
 # Caches. Of the bases, CogVideoX has them; it matters to the model which role it is told.
 
+LAYOUT = torch.zeros(1, 9, 16, 16)
+LAYOUT[..., 4:12, 2:10] = 1
+STEPS = {"num_inference_steps": 6, "return_masks": True}
+
 
 @pytest.fixture
-def cached(monkeypatch):
-    small = Small("cogvideox")
-    small.call |= {"num_inference_steps": 6, "return_masks": True}
-    small.masks = torch.zeros(1, 9, 16, 16)
-    small.masks[..., 4:12, 2:10] = 1
-    return small
+def small():
+    return Small("cogvideox")
 
 
-def faster_cache(small, uncond_timesteps=(-1, 1000), attention_timesteps=(-1, 900), **changes):
-    """By default the prompt-free half of the batch is left out at four of six steps, and attention in some of those."""
+def faster_cache(small, **changes):
+    """The prompt-free half of the batch is left out at four of six steps, and attention in some of those."""
     return FasterCacheConfig(
         spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=attention_timesteps,
+        spatial_attention_timestep_skip_range=(-1, 900),
         unconditional_batch_skip_range=5,
-        unconditional_batch_timestep_skip_range=uncond_timesteps,
+        unconditional_batch_timestep_skip_range=(-1, 1000),
         attention_weight_callback=lambda _: 0.3,
         current_timestep_callback=lambda: small.pipe.current_timestep,
         tensor_format="BFCHW",
@@ -74,70 +74,58 @@ CACHES = {
 
 
 @pytest.mark.parametrize(("cache", "layout"), [*((cache, False) for cache in CACHES), ("faster cache", True)])
-def test_caches_skip_work_and_leave_nothing_behind(cached, cache, layout):
+def test_caches_skip_work_and_leave_nothing_behind(small, cache, layout):
     if cache == "first block" and Version(diffusers.__version__) < Version("0.41"):
         pytest.skip("before diffusers 0.41 `cache_context` does not see a cache that is enabled after a first call")
     calls = []
-    cached.denoiser.transformer_blocks[-1].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+    small.denoiser.transformer_blocks[-1].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
 
     def counted():
         calls.clear()
-        output = cached(masks=cached.masks if layout else None)
+        output = small(masks=LAYOUT if layout else None, **STEPS)
         return output.frames, output.masks, len(calls)
 
     plain = counted()
-    cached.denoiser.enable_cache(CACHES[cache](cached))
+    small.denoiser.enable_cache(CACHES[cache](small))
     frames, masks, count = counted()
     assert count < plain[2] and frames.isfinite().all() and masks.isfinite().all()
-    cached.denoiser.disable_cache()
+    small.denoiser.disable_cache()
     again = counted()
     assert torch.equal(again[0], plain[0]) and torch.equal(again[1], plain[1]) and again[2] == plain[2]
 
 
-def test_masks_of_objects_take_nothing_from_the_cache_of_the_video(cached):
-    cached.denoiser.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-    few, many = (cached(objects=[RED, "a blue square", "a star"][:count]) for count in (2, 3))
+def test_masks_of_objects_take_nothing_from_the_cache_of_the_video(small):
+    small.denoiser.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    few, many = (small(objects=[RED, "a blue square", "a star"][:count], **STEPS) for count in (2, 3))
     assert torch.equal(few.frames, many.frames) and many.object_masks[0].isfinite().all()
 
 
-@pytest.mark.parametrize("layout", [False, True])
-def test_faster_cache_that_skips_nothing_changes_nothing(cached, layout):
-    call = {"masks": cached.masks if layout else None}
-    plain = cached(**call)
-    cached.denoiser.enable_cache(faster_cache(cached, uncond_timesteps=(-1, -1), attention_timesteps=(-1, -1)))
-    output = cached(**call)
-    assert torch.equal(output.frames, plain.frames) and torch.equal(output.masks, plain.masks)
-
-
-def test_faster_cache_tells_the_role_to_half_a_batch(cached):
+def test_faster_cache_tells_the_role_to_half_a_batch(small):
     """It knows nothing of `timestep_cond`, also where the model is called directly."""
-    cached.denoiser.enable_cache(faster_cache(cached))
+    small.denoiser.enable_cache(faster_cache(small))
     seen = []
-    cached.denoiser.time_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
-    cached(masks=cached.masks)
+    small.denoiser.time_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    small(masks=LAYOUT, **STEPS)
     assert [len(hidden) for hidden, _ in seen] == [2, 1, 1, 1, 1, 2]
     assert all(roles.tolist() == [[0, 0, 1, 0]] * len(hidden) for hidden, roles in seen)
 
     seen.clear()
-    cached.pipe._current_timestep = 500
-    cached.denoiser._reset_stateful_cache()
+    small.pipe._current_timestep = 500
     inputs = {"hidden_states": torch.randn(2, 3, 8, 2, 2), "encoder_hidden_states": torch.randn(2, 16, 32)}
+    roles = torch.tensor([[0.0, 0, 0, 1], [1.0, 0, 0, 0]])
     for _ in range(2):
-        roles = torch.tensor([[0.0, 0, 0, 1], [1.0, 0, 0, 0]])
-        cached.denoiser(**inputs, timestep=torch.tensor([500, 500]), timestep_cond=roles)
-    assert [roles.tolist() for _, roles in seen] == [roles.tolist(), roles[1:].tolist()]
+        small.denoiser(**inputs, timestep=torch.tensor([500, 500]), timestep_cond=roles)
+    assert [found.tolist() for _, found in seen] == [roles.tolist(), roles[1:].tolist()]
 
 
-def test_faster_cache_says_where_it_would_halve_a_batch_wrongly(cached):
-    message = "FasterCache needs a `guidance_scale` above 1 and no `objects`"
-    cached.denoiser.enable_cache(faster_cache(cached))
+def test_faster_cache_says_where_it_would_halve_a_batch_wrongly(small):
+    small.denoiser.enable_cache(faster_cache(small))
     video = torch.rand(9, 3, 16, 16, generator=seeded())
-    for call in ({"objects": [RED]}, {"guidance_scale": 1.0}):
-        with pytest.raises(ValueError, match=message):
-            cached(**call)
-    with pytest.raises(ValueError, match=message):
-        cached.segment(video)
-    assert cached.segment(video, guidance_scale=3.0).isfinite().all()
-    cached.denoiser.disable_cache()
-    cached.denoiser.enable_cache(faster_cache(cached, is_guidance_distilled=True))  # which halves no batch
-    assert cached(objects=[RED], guidance_scale=1.0).frames.isfinite().all()
+    call = {"objects": [RED]}, {"guidance_scale": 1.0}, {"video": video, "guidance_scale": 1.0}
+    for arguments in call:
+        with pytest.raises(ValueError, match="FasterCache needs a `guidance_scale` above 1 and no `objects`"):
+            small(**arguments)
+    assert small.segment(video, guidance_scale=3.0).isfinite().all()
+    small.denoiser.disable_cache()
+    small.denoiser.enable_cache(faster_cache(small, is_guidance_distilled=True))  # which halves no batch
+    assert all(small(**arguments).frames is not None for arguments in call)

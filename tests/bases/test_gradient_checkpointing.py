@@ -9,6 +9,14 @@ from peft import LoraConfig
 from small_models import SMALL
 
 
+@pytest.fixture(params=["joint", "plain"])
+def model(request, base, plain_pipeline):
+    pipe = base.pipe if request.param == "joint" else plain_pipeline
+    base.enable_gradient_checkpointing(getattr(pipe, base.component))  # makes those able that are not
+    getattr(pipe, base.component).disable_gradient_checkpointing()
+    return getattr(pipe, base.component)
+
+
 def step(base, model):
     """Loss and gradients by name."""
     model.train().zero_grad(set_to_none=True)

@@ -10,7 +10,6 @@ import json
 import logging
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -89,8 +88,8 @@ def world(base_name, make_world, tmp_path):
     return make_world(tmp_path, base_name)
 
 
-only = pytest.mark.parametrize
-COGVIDEOX, MODELSCOPE = only("base_name", ["cogvideox"]), only("base_name", ["modelscope"])
+COGVIDEOX = pytest.mark.parametrize("base_name", ["cogvideox"])
+MODELSCOPE = pytest.mark.parametrize("base_name", ["modelscope"])
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def change_tensors(folder, change):
 def times(factor, *numbers):
     """Multiplies the video of these clips, or of all."""
     keys = {f"{number:064x}.video" for number in numbers}
-    return lambda name, tensor: tensor.float() * factor if name in keys or not keys and "video" in name else tensor
+    return lambda name, tensor: tensor.float() * factor if name in keys or (not keys and "video" in name) else tensor
 
 
 # 1. What ends a run before a step is made
@@ -190,8 +189,8 @@ REFUSED = {
     "no VAE": (base(lambda b, part: shutil.rmtree(b / "vae")), "has no readable vae/config.json"),
     "no weights": (base(lambda b, part: weights(b, part).unlink()), "cannot be loaded"),
     "truncated weights": (base(lambda b, part: truncate(weights(b, part))), "cannot be loaded"),
-    "weights of another size": (base(lambda b, part: change_json(b / part / "config.json", num_layers=3,
-                                                                 layers_per_block=2)), "cannot be loaded"),
+    "weights of another size": (base(lambda b, part: change_json(b / part / "config.json", time_embed_dim=9)), "be loaded"),
+    "too few weights": (base(lambda b, part: change_json(b / part / "config.json", num_layers=3)), "transformer lacks weights"),
     "no tokenizer": (base(lambda b, part: shutil.rmtree(b / "tokenizer")), "lacks tokenizer, which its model_index"),
     "no scheduler": (base(lambda b, part: shutil.rmtree(b / "scheduler")), "lacks scheduler, which its model_index"),
     "empty folder": (videos(lambda d: [path.unlink() for path in d.glob("*.parquet")]), "neither a manifest .* nor latents"),
@@ -215,7 +214,7 @@ REFUSED = {
 
 
 @COGVIDEOX
-@only(("damage", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("damage", "message"), REFUSED.values(), ids=REFUSED)
 def test_one_clear_line(world, capsys, damage, message):
     damage(world)
     if message.startswith("which would be"):  # of the flags alone, which argparse reports
@@ -244,12 +243,6 @@ def test_a_kind_of_base_and_a_kind_of_training_that_do_not_go_together(world, fi
     assert "--use_lora cannot add the roles to a model that has none" in refused(world, *roles, "--use_lora")
     change_json(world.latents() / "latents.json", regional_signal="depth")
     assert "roles are trained on masks, and" in refused(world, *roles)
-
-
-def test_a_size_that_the_base_cannot_do(world):
-    world.videos()
-    height = world.flags["height"] = 18
-    assert re.search(f"height must be a multiple of .* got {height}", refused(world))
 
 
 @MODELSCOPE
@@ -330,7 +323,7 @@ def test_bad_videos_are_passed_over_and_named(world, tmp_path):
 
 @COGVIDEOX
 def test_bad_latents_are_passed_over_and_named(world, tmp_path, base_name):
-    clips = write_training_set(tmp_path / "many", 22)
+    clips = write_training_set(tmp_path / "many", 12)
     encoder = base_named(base_name)(SMALL[base_name].base_pipeline())
     world.originals["latents"] = write_latents(tmp_path / "encoded", encoder, clips)  # 5 clips a shard
     folder = world.latents()
@@ -339,20 +332,18 @@ def test_bad_latents_are_passed_over_and_named(world, tmp_path, base_name):
         number, part = int(name.split(".")[0], 16), name.partition(".")[2]
         if (number, part) == (1, "video"):
             return tensor * float("nan")
-        if (number, part) in ((2, "video"), (3, "text.0")):
+        if (number, part) == (2, "video") or (number == 3 and part.startswith("text.")):
             return tensor.repeat_interleave(2, -1)
-        return None if (number, part) == (4, "mask.0") else tensor
+        return None if number == 4 and part.startswith("mask.") else tensor
 
     change_tensors(folder, change)
-    (folder / "shard-000-00001.safetensors").unlink()
-    truncate(folder / "shard-000-00002.safetensors")
-    (folder / "shard-000-00003.safetensors").write_bytes(b"")
+    truncate(folder / "shard-000-00001.safetensors")
     before = world.snapshot()
     world.run(
         "--train_batch_size", 22, "--max_train_steps", 6
     )  # so that each clip's first subset is drawn at some time
     reasons = {1: "video holds NaN or inf", 2: r"its video in .* is \(", 3: r"its text in .* is \("}
-    reasons |= {4: "mask.0 cannot be read"} | dict.fromkeys(range(5, 20), "cannot be read from .*shard")
+    reasons |= {4: r"mask.\d cannot be read"} | dict.fromkeys(range(5, 10), "cannot be read from .*shard")
     found = world.bad_clips()
     assert found.keys() == {f"clip-{number}" for number in reasons}
     assert all(re.search(reason, found[f"clip-{number}"]) for number, reason in reasons.items())
@@ -362,7 +353,7 @@ def test_bad_latents_are_passed_over_and_named(world, tmp_path, base_name):
 
 
 @COGVIDEOX
-@only("bad", [1, 2])
+@pytest.mark.parametrize("bad", [1, 2])
 def test_held_out_clips(world, caplog, bad):
     """The held-out loss is of the others; without any there is none."""
     numbers = np.random.default_rng([0, 1]).permutation(8)[:bad]
@@ -477,7 +468,7 @@ CHECKPOINTS = {
 
 
 @COGVIDEOX
-@only(("run", "damage", "flags", "message"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+@pytest.mark.parametrize(("run", "damage", "flags", "message"), CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_checkpoints(world, finished, run, damage, flags, message):
     damage(world.go_on_with(finished[run]))
     assert re.search(message, refused(world, *flags.split()))
@@ -550,7 +541,7 @@ DISK = {
 
 
 @COGVIDEOX
-@only(("damage", "message"), DISK.values(), ids=DISK)
+@pytest.mark.parametrize(("damage", "message"), DISK.values(), ids=DISK)
 def test_disk(world, damage, message):
     world.out.mkdir()
     damage(world.out)

@@ -9,13 +9,7 @@ from diffusers_jdm.evaluation.benchmarks.commands import (
     add_export_compbench_verb,
     add_export_vbench_verb,
 )
-from diffusers_jdm.evaluation.flags import (
-    add_dtype_flag,
-    add_sampling_flags,
-    names_between_commas,
-    needs_extra,
-    sampling_settings,
-)
+from diffusers_jdm.evaluation.flags import add_dtype_flag, add_sampling_flags, names_between_commas, needs_extra
 
 
 def add_verbs(verbs: argparse._SubParsersAction) -> None:
@@ -185,11 +179,20 @@ def add_figure_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _figure(arguments: argparse.Namespace) -> None:
-    settings = sampling_settings(arguments)
     with needs_extra("evaluate"):
         from diffusers_jdm.evaluation.figure.make import make_figure
-    given = (arguments.base, arguments.joint, arguments.prompts, arguments.output, arguments.seed)
-    files = make_figure(*given, arguments.detector, arguments.tracker, names_between_commas(arguments.names), settings)
+        from diffusers_jdm.evaluation.sampling import settings_of
+    files = make_figure(
+        arguments.base,
+        arguments.joint,
+        arguments.prompts,
+        arguments.output,
+        arguments.seed,
+        arguments.detector,
+        arguments.tracker,
+        names_between_commas(arguments.names),
+        settings_of(arguments),
+    )
     print(f"Wrote {' and '.join(str(file) for file in files)}")
 
 

@@ -3,15 +3,11 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from diffusers_jdm.evaluation.sampling import SamplingSettings
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 # Flags that are arguments of the pipeline's call.
-CALL = {
+CALL_FLAGS = {
     "num_inference_steps": int,
     "guidance_scale": float,
     "mask_guidance_scale": float,
@@ -36,22 +32,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cpu_offload", action="store_true", help="keep parts of the model on the CPU until they compute: less memory"
     )
-    for name, kind in CALL.items():
+    for name, kind in CALL_FLAGS.items():
         parser.add_argument(f"--{name}", type=kind, help="default: the pipeline's")
-
-
-def sampling_settings(arguments: argparse.Namespace, revision: str | None = None) -> "SamplingSettings":
-    with needs_extra("evaluate"):
-        from diffusers_jdm.evaluation.sampling import SamplingSettings
-    return SamplingSettings(
-        dtype=arguments.dtype,
-        revision=revision,
-        variant=arguments.variant,
-        fps=arguments.fps,
-        vae_tiling=arguments.vae_tiling,
-        cpu_offload=arguments.cpu_offload,
-        call={name: getattr(arguments, name) for name in CALL if getattr(arguments, name) is not None},
-    )
 
 
 def names_between_commas(text: str | None) -> list[str] | None:

@@ -1,5 +1,6 @@
 """How the verbs of `evaluate` sample a checkpoint: loaded, called and seeded in the same way by all of them."""
 
+import argparse
 import hashlib
 import inspect
 import json
@@ -17,7 +18,7 @@ from diffusers import DiffusionPipeline
 import diffusers_jdm  # noqa: F401  # makes diffusers know the joint pipelines
 from diffusers_jdm.bases.base import base_of_pipeline
 from diffusers_jdm.errors import one_line
-from diffusers_jdm.evaluation.flags import DTYPES
+from diffusers_jdm.evaluation.flags import CALL_FLAGS, DTYPES
 from diffusers_jdm.samples.fingerprint import fingerprint, tokenizer_state
 
 # Arguments of the call that are written down even if nobody gave them.
@@ -50,6 +51,20 @@ class SamplingSettings:
     vae_tiling: bool = False
     cpu_offload: bool = False
     call: dict[str, Any] = field(default_factory=dict)
+
+
+def settings_of(arguments: argparse.Namespace, revision: str | None = None) -> SamplingSettings:
+    """What the flags of `add_sampling_flags` say."""
+    given = {name: getattr(arguments, name) for name in CALL_FLAGS}
+    return SamplingSettings(
+        dtype=arguments.dtype,
+        revision=revision,
+        variant=arguments.variant,
+        fps=arguments.fps,
+        vae_tiling=arguments.vae_tiling,
+        cpu_offload=arguments.cpu_offload,
+        call={name: value for name, value in given.items() if value is not None},
+    )
 
 
 def processes() -> PartialState:

@@ -55,10 +55,8 @@ def check_engine(config: TrainConfig, accelerator: Accelerator) -> None:
 def adapt_to_engine(config: TrainConfig, accelerator: Accelerator, model: torch.nn.Module) -> None:
     """Before `accelerator.prepare`: the flags decide, not what else the configuration or the environment says."""
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
-    if accelerator.distributed_type == DistributedType.FSDP and not getattr(model, "_no_split_modules", None):
-        # of a U-Net, which diffusers knows no blocks of
-        blocks = [*model.down_blocks, model.mid_block, *model.up_blocks]
-        model._no_split_modules = sorted({type(block).__name__ for block in blocks})
+    if accelerator.distributed_type == DistributedType.FSDP:
+        model._no_split_modules = _blocks_of(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.train_batch_size,  # it has no prepared DataLoader to ask
@@ -66,6 +64,15 @@ def adapt_to_engine(config: TrainConfig, accelerator: Accelerator, model: torch.
             "gradient_clipping": MAX_GRAD_NORM,
         }
         model.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+
+
+def _blocks_of(model: torch.nn.Module) -> list[str]:
+    """The classes of the blocks that FSDP shards one by one: a U-Net's own, else those that the model says not to split."""
+    if hasattr(model, "down_blocks"):
+        blocks = [*model.down_blocks, model.mid_block, *model.up_blocks]
+        return sorted({type(block).__name__ for block in blocks})
+    present = {type(module).__name__ for module in model.modules()}
+    return sorted(present.intersection(getattr(model, "_no_split_modules", None) or ()))
 
 
 def _cast_inputs(model, args, kwargs):

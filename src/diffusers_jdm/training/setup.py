@@ -136,11 +136,15 @@ def load_parts(flags: Flags, **without: None) -> DiffusionPipeline:
     """
     path = flags.pretrained_model_name_or_path
     try:
-        return DiffusionPipeline.from_pretrained(
+        pipe = DiffusionPipeline.from_pretrained(
             path, revision=flags.revision, variant=flags.variant, use_safetensors=True, **without
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: {one_line(error)}") from error
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
+            raise TrainingError(f"--pretrained_model_name_or_path {path} cannot be loaded: its {name} lacks weights.")
+    return pipe
 
 
 def load_pipeline(config: TrainConfig, base_class: type[Base]) -> DiffusionPipeline:

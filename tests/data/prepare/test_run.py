@@ -22,7 +22,6 @@ from diffusers_jdm.data.prepare.shards import read_clips, shard_path
 from diffusers_jdm.data.prepare.stage import ModelError
 from diffusers_jdm.data.video import read_frames, write_video
 from diffusers_jdm.masks import rle_decode
-from diffusers_jdm.samples.videos import VideoSource
 from diffusers_jdm.shapes.world import sample_clip
 
 TESTS = Path(__file__).parents[2]
@@ -93,21 +92,15 @@ def test_the_manifest_holds_what_is_seen(prepared):
         assert os.path.realpath(prepared / row["video"]).endswith(f"clip-{number}.mp4")
         depth = read_frames(prepared / row["depth"], range(9), 48, 48)[..., 0]
         assert np.abs(depth - truth.video.mean(axis=-1)).max() < 4
-    source = VideoSource(prepared, 9, 48, 48)
-    sample = source.read(0, source.draw_region(0, np.random.default_rng(0)))
-    assert sample["mask"].any() and "background" not in sample["prompt"]
-
-
-def test_bad_videos_are_named_with_their_reasons(prepared):
     verdicts = verdicts_of(prepared)
     assert len(verdicts) == 9 and verdicts["short"]["verdict"] == "too_short"
     assert verdicts["broken"]["verdict"] == "unreadable" and "cannot be decoded" in verdicts["broken"]["error"]
-    assert json.loads((prepared / "prepare.json").read_text())["clips"] == {"kept": 7, "unreadable": 1, "too_short": 1}
-    report = (prepared / "report.html").read_text()
-    assert "too_short" in report and "clip-3" in report
 
 
 def test_what_comes_out_is_sound_and_can_be_published(out, capsys):
+    assert json.loads((out / "prepare.json").read_text())["clips"] == {"kept": 7, "unreadable": 1, "too_short": 1}
+    report = (out / "report.html").read_text()
+    assert "too_short" in report and "clip-3" in report
     assert main(["dataset", "check", str(out)]) == 0
     assert main(["dataset", "push", str(out), "org/name", "--dry_run", "--license", "cc-by-4.0"]) == 0
     printed = capsys.readouterr().out
@@ -115,16 +108,17 @@ def test_what_comes_out_is_sound_and_can_be_published(out, capsys):
     assert str(out) not in (out / "README.md").read_text()
     (out / "videos/clip-0.mp4").unlink()
     assert main(["dataset", "check", str(out)]) == 2
-    captured = capsys.readouterr()
-    assert "clip-0" in captured.out and captured.err.splitlines()[-1].startswith("diffusers-jdm: error: 1 problem(s)")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("diffusers-jdm: error: 1 problem(s)")
 
 
-def test_a_second_run_does_nothing_twice(prepared, videos, out):
+def test_a_second_run_does_nothing_twice_and_records_the_settings_of_the_first(prepared, videos, out):
     paths = list(out.glob("stages/*/0*.parquet"))
     before = {path: path.stat().st_mtime_ns for path in paths}
     prepare(videos, out, settings(), workers=2)
-    assert {path: path.stat().st_mtime_ns for path in paths} == before
-    assert rows_of(out) == rows_of(prepared)
+    assert {path: path.stat().st_mtime_ns for path in paths} == before and rows_of(out) == rows_of(prepared)
+    prepare(videos, out, settings("caption.model=never/ran"), stages=["dataset"])
+    recorded = json.loads((out / "prepare.json").read_text())["settings"]
+    assert recorded["caption"]["model"] != "never/ran" and recorded["filters"]["min_area"] == 0.01
 
 
 def test_thresholds_change_without_a_model(videos, out):
@@ -153,14 +147,6 @@ def test_new_videos_join_and_one_stage_is_done_again(videos, out, tmp_path):
     assert shards[0].stat().st_mtime_ns == boxes and shards[1].stat().st_mtime_ns > tracks and len(rows_of(out)) == 8
 
 
-def test_stages_run_alone_and_one_that_never_ran_may_be_corrected(videos, tmp_path):
-    with pytest.raises(ModelError, match=r"caption\.backend is 'typo'"):
-        prepare(videos, tmp_path, settings("caption.backend=typo"), stages=["clips", "caption"])
-    prepare(videos, tmp_path, settings(), stages=["clips", "caption"])
-    assert {path.name for path in (tmp_path / "stages").iterdir()} == {"listing", "clips", "caption"}
-    assert not list(tmp_path.glob("*.parquet"))
-
-
 def test_bad_clips_do_not_end_a_run(videos, tmp_path):
     faults = backend("caption", "caption_with_faults"), backend("embeddings", "embeddings_with_nan")
     prepare(videos, tmp_path, settings(*faults))
@@ -171,9 +157,11 @@ def test_bad_clips_do_not_end_a_run(videos, tmp_path):
         assert verdict["verdict"] == "failed" and message in verdict["error"]
 
 
-def test_a_backend_that_cannot_be_made_or_never_works_ends_the_run(videos, tmp_path):
+def test_a_backend_that_cannot_be_made_or_never_works_ends_the_run_and_may_be_corrected(videos, tmp_path):
     with pytest.raises(ModelError, match="the backend of the stage caption cannot be made: CUDA out of memory"):
         prepare(videos, tmp_path / "one", settings(backend("caption", "CannotBeMade")))
+    prepare(videos, tmp_path / "one", settings(), stages=["clips", "caption"])
+    assert {path.name for path in (tmp_path / "one/stages").iterdir()} == {"listing", "clips", "caption"}
     for number in range(10):
         (tmp_path / f"{number}.mp4").symlink_to(videos / f"clip-{number % 7}.mp4")
     message = "the stage caption failed on all 10 clips of shard 0; on 0: RuntimeError: not set up"
@@ -213,12 +201,6 @@ def test_a_refused_call_changes_nothing(videos, out):
     assert (out / "mine.parquet").exists()
 
 
-def test_the_recorded_settings_are_those_that_ran(videos, out):
-    prepare(videos, out, settings("caption.model=never/ran"), stages=["dataset"])
-    recorded = json.loads((out / "prepare.json").read_text())["settings"]
-    assert recorded["caption"]["model"] != "never/ran" and recorded["filters"]["min_area"] == 0.01
-
-
 def test_videos_that_were_moved_are_found_again(videos, tmp_path):
     here, there, out = (tmp_path / name for name in ("here", "there", "out"))
     shutil.copytree(videos, here)
@@ -229,7 +211,7 @@ def test_videos_that_were_moved_are_found_again(videos, tmp_path):
     assert rows_of(out) == rows and not (out / "videos/clip-0.mp4").is_symlink()
     (there / "clip-0.mp4").unlink()  # its copy stays
     prepare(there, out, settings())
-    assert rows_of(out) == rows and not (out / "videos/clip-0.mp4").is_symlink()
+    assert rows_of(out) == rows
     (out / "videos/clip-0.mp4").unlink()
     prepare(there, out, settings())
     assert verdicts_of(out)["clip-0"]["error"].endswith("clip-0.mp4 is missing")
@@ -278,7 +260,6 @@ def test_killed_anywhere_nothing_is_lost_and_nothing_twice(videos, prepared, tmp
         (["nowhere", "OUT"], "is no folder"),
         (["VIDEOS", "OUT", "--set", "filters.min_area=0.7"], "min_area (0.7) must be below filters.max_area"),
         (["VIDEOS", "OUT", "--stages", "clips,nonsense"], "there is no stage 'nonsense'"),
-        (["VIDEOS", "OUT", "--redo", "nonsense"], "there is no stage 'nonsense'"),
         (["VIDEOS", "OUT", "--importer", "davis"], "no DAVIS-like folder"),
         (["VIDEOS", "OUT", "--report"], "holds no clips yet"),
         (["VIDEOS", "OUT", "--executor_args", "time"], "takes KEY=VALUE"),
@@ -297,5 +278,4 @@ def test_wrong_calls_are_one_line(arguments, message, videos, tmp_path, capsys):
 
 
 def test_executor_arguments():
-    arguments = ["time=10:00:00", "gpus_per_task=1", "sbatch_args={mem: 4G}"]
-    assert read_arguments(arguments) == {"time": "10:00:00", "gpus_per_task": 1, "sbatch_args": {"mem": "4G"}}
+    assert read_arguments(["time=10:00:00", "args={mem: 4G}"]) == {"time": "10:00:00", "args": {"mem": "4G"}}

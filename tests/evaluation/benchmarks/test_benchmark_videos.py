@@ -40,11 +40,14 @@ def test_the_list_is_whole_and_all_its_names_are_found():
     assert max(len(file_name(prompt, 24).encode()) for prompt, _ in entries) < 255
 
 
-def test_of_chosen_dimensions_only_theirs_are_made():
+def test_of_chosen_dimensions_only_theirs_are_made_and_limit_counts_their_prompts():
     names = {video.file for video in vbench_videos(dimensions=["scene", "color"])}
     for dimension in ("scene", "background_consistency", "color"):
         assert all(found_by_vbench(names, read_prompts(), dimension))
     assert not any(found_by_vbench(names, read_prompts(), "object_class")) and len(names) == 5 * (86 + 85)
+    prompts = {video.prompt for video in vbench_videos(limit=1, videos_per_prompt=1)}
+    dimensions = {dimension for prompt, of in read_prompts() if prompt in prompts for dimension in of}
+    assert dimensions == set(expected_videos()) and len(prompts) == 11  # lists; some are of several dimensions
 
 
 def test_seeds_are_base_seed_plus_k():
@@ -57,13 +60,6 @@ def test_seeds_are_base_seed_plus_k():
     assert [video.prompt for video in videos] == [video.sampling_prompt for video in videos]
     more = vbench_videos(dimensions=["temporal_flickering"], videos_per_prompt=25)
     assert len(more) == 75 * 25 and more[24].file.endswith("-24.mp4") and more[24].seed == 24
-
-
-def test_limit_counts_the_prompts_of_each_dimension():
-    videos = vbench_videos(limit=1, videos_per_prompt=1)
-    prompts = {video.prompt for video in videos}
-    dimensions = {dimension for prompt, of in read_prompts() if prompt in prompts for dimension in of}
-    assert dimensions == set(expected_videos()) and len(videos) == 11  # lists; some are of several dimensions
 
 
 def test_longer_prompts_are_sampled_and_the_short_ones_name_the_files(tmp_path):

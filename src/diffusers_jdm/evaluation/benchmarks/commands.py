@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffusers_jdm.evaluation.flags import add_sampling_flags, names_between_commas, sampling_settings
+from diffusers_jdm.evaluation.flags import add_sampling_flags, names_between_commas, needs_extra
 
 
 def add_export_vbench_verb(verbs: argparse._SubParsersAction) -> None:
@@ -83,12 +83,13 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace, videos: list) -> None:
-    settings = sampling_settings(arguments, arguments.revision)
-    from accelerate import PartialState
+    with needs_extra("evaluate"):
+        from accelerate import PartialState
 
-    from diffusers_jdm.evaluation.benchmarks.export import export_videos
+        from diffusers_jdm.evaluation.benchmarks.export import export_videos
+        from diffusers_jdm.evaluation.sampling import settings_of
 
-    made = export_videos(arguments.checkpoint, arguments.out, videos, settings)
+    made = export_videos(arguments.checkpoint, arguments.out, videos, settings_of(arguments, arguments.revision))
     state = PartialState()
     if state.is_main_process:
         print(f"Made {made} video(s); {arguments.out}/videos has all {len(videos)} that were asked for.")

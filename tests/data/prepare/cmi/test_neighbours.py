@@ -65,13 +65,6 @@ def test_more_neighbours_than_the_index_was_made_for(small_cells):
     np.testing.assert_array_equal(np.sort(everything[1]), np.delete(np.arange(1500), 10))
 
 
-def test_many_equal_embeddings(small_cells):
-    embeddings, black = clusters(1000), np.arange(600)
-    embeddings[:600] = embeddings[0]  # as of black frames
-    for found in (ClipIndex(embeddings, 20).nearest(black, 20), exact_nearest(embeddings, black, 20)):
-        assert found.shape == (600, 20) and (found < 600).all() and (found != black[:, None]).all()
-
-
 def test_without_faiss_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r'faiss: pip install "diffusers-jdm\[prepare\]"'):

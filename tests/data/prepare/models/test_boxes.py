@@ -1,25 +1,14 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from pycocotools import mask as coco
-from transformers import (
-    GroundingDinoForObjectDetection,
-    GroundingDinoProcessor,
-    Owlv2ForObjectDetection,
-    Owlv2Processor,
-)
 
-from diffusers_jdm.data.prepare.models.boxes import (
-    DUPLICATE_IOU,
-    GroundingDinoBoxes,
-    Owlv2Boxes,
-    detection_frames,
-    find_boxes,
-)
+from diffusers_jdm.data.prepare.models import boxes as model
 from diffusers_jdm.data.prepare.stages.boxes import BoxSettings
 
-BACKENDS = {"grounding_dino": GroundingDinoBoxes, "owlv2": Owlv2Boxes}
+BACKENDS = {"grounding_dino": model.GroundingDinoBoxes, "owlv2": model.Owlv2Boxes}
 FRAMES = np.random.default_rng(0).integers(0, 256, (9, 40, 60, 3), dtype=np.uint8)
 NOUNS = ["circle", "square", "a red horse"]
 
@@ -47,7 +36,7 @@ def test_boxes_lie_in_the_frame_carry_their_noun_and_come_once(find):
     assert max(map(len, groups.values())) > 1
     for group in groups.values():
         iou = coco.iou(np.array(group), np.array(group), [False] * len(group))
-        assert (iou - np.eye(len(group))).max() <= DUPLICATE_IOU
+        assert (iou - np.eye(len(group))).max() <= model.DUPLICATE_IOU
 
 
 def test_the_batch_size_changes_nothing_and_the_threshold_is_of_the_score(find):
@@ -70,16 +59,17 @@ def test_nouns_are_only_text_and_each_is_looked_for_once(find):
 
 
 def by_dino(folder, image):
-    inputs = GroundingDinoProcessor.from_pretrained(folder)(images=image, text="cat.", return_tensors="pt")
-    output = GroundingDinoForObjectDetection.from_pretrained(folder)(**inputs)
+    processor = transformers.GroundingDinoProcessor.from_pretrained(folder)
+    inputs = processor(images=image, text="cat.", return_tensors="pt")
+    output = transformers.GroundingDinoForObjectDetection.from_pretrained(folder)(**inputs)
     return output.logits.sigmoid()[0].max(-1).values, output.pred_boxes[0] * torch.tensor([60, 40, 60, 40])
 
 
 def by_owlv2(folder, image):
     """It sees the frame padded to a square at its right and bottom: boxes are shares of the longer side."""
-    text = [["a photo of a Cat"]]
-    inputs = Owlv2Processor.from_pretrained(folder)(images=image, text=text, return_tensors="pt")
-    output = Owlv2ForObjectDetection.from_pretrained(folder)(**inputs)
+    processor = transformers.Owlv2Processor.from_pretrained(folder)
+    inputs = processor(images=image, text=[["a photo of a Cat"]], return_tensors="pt")
+    output = transformers.Owlv2ForObjectDetection.from_pretrained(folder)(**inputs)
     return output.logits.sigmoid()[0, :, 0], output.pred_boxes[0] * 60
 
 
@@ -97,10 +87,10 @@ def test_boxes_equal_those_of_the_model_by_hand(annotator, name, by_hand):
 
 
 def test_detection_frames_are_spread_evenly():
-    assert detection_frames(49, 4) == [6, 18, 30, 42]
+    assert model.detection_frames(49, 4) == [6, 18, 30, 42]
     for num_frames in range(1, 60):
         for count in range(1, 12):
-            frames = detection_frames(num_frames, count)
+            frames = model.detection_frames(num_frames, count)
             assert len(set(frames)) == min(count, num_frames)
             gaps = np.diff([-1, *frames, num_frames])  # what is there for longer than a part is on a detection frame
             assert gaps.max() <= np.ceil(num_frames / len(frames))
@@ -111,5 +101,5 @@ def test_boxes_outside_of_the_frame_are_dropped_and_others_cut():
         outside, across = [-30.0, -9.0, -1.0, 20.0], [50.0, 30.0, 90.0, 80.0]
         return [{"scores": torch.tensor([0.9, 0.5]), "boxes": torch.tensor([outside, across])} for _ in names]
 
-    (box,) = find_boxes(detect, ["cat"], FRAMES, BoxSettings(detection_frames=1))
+    (box,) = model.find_boxes(detect, ["cat"], FRAMES, BoxSettings(detection_frames=1))
     assert box == {"name": "cat", "frame": 4, "box": [50.0, 30.0, 60.0, 40.0], "score": 0.5}

@@ -5,14 +5,7 @@ import pytest
 import small_annotators_text as small
 import torch
 
-from diffusers_jdm.data.prepare.models.captions import (
-    MAX_NAMES,
-    OBJECTS_PROMPT,
-    CogVLM2Captioner,
-    Qwen3VLCaptioner,
-    evenly_spread,
-    parse_objects,
-)
+from diffusers_jdm.data.prepare.models import captions
 from diffusers_jdm.data.prepare.stage import ModelError
 from diffusers_jdm.data.prepare.stages.caption import CaptionSettings
 
@@ -20,7 +13,7 @@ ANSWERS = {
     "A camel, the fence, and a rock.": ["camel", "fence", "rock"],
     "camel,,fence; rock,": ["camel", "fence", "rock"],
     "1. Camel\n2. Fence\n3. Rock": ["camel", "fence", "rock"],
-    "1) man 2) dog 3: cat": ["man", "dog", "cat"],
+    "1) man 2) dog 3) cat": ["man", "dog", "cat"],
     "* **Camel**\n- fence": ["camel", "fence"],
     '["camel", "fence"]': ["camel", "fence"],
     "骆驼，栅栏": ["骆驼", "栅栏"],
@@ -52,20 +45,20 @@ SHOWN = [0, 2, 4, 6, 8]
 def captioner(annotator):
     def make(**settings):
         settings = {"dtype": "float32", "num_frames": 5} | settings
-        return Qwen3VLCaptioner(CaptionSettings(model=annotator("qwen3vl"), **settings))
+        return captions.Qwen3VLCaptioner(CaptionSettings(model=annotator("qwen3vl"), **settings))
 
     return make
 
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *NOTHING])
 def test_objects_are_read_out_of_an_answer_and_read_the_same_again(answer):
-    names = parse_objects(answer)
-    assert names == ANSWERS.get(answer, []) == parse_objects(", ".join(names))
+    names = captions.parse_objects(answer)
+    assert names == ANSWERS.get(answer, []) == captions.parse_objects(", ".join(names))
 
 
 def test_an_endless_list_is_cut():
     names = [f"dog{i}" for i in range(1000)]
-    assert parse_objects(", ".join(names)) == names[:MAX_NAMES]
+    assert captions.parse_objects(", ".join(names)) == names[: captions.MAX_NAMES]
 
 
 @pytest.mark.parametrize("batch_size, dtype, num_frames", [(1, "float32", 9), (2, "bfloat16", 9), (2, "float32", 1)])
@@ -109,18 +102,18 @@ def test_the_answer_is_what_the_model_finds_likeliest_after_the_prompt(captioner
 
 def test_a_name_that_was_cut_off_is_left_out(captioner):
     cut = captioner(max_new_tokens=3)
-    assert cut.answer((OBJECTS_PROMPT,), CLIP, FRAMES) == [("camel, fence", False)]
+    assert cut.answer((captions.OBJECTS_PROMPT,), CLIP, FRAMES) == [("camel, fence", False)]
     assert cut(CLIP, FRAMES)["objects"] == ["camel"]
 
 
 def test_frames_are_spread_evenly_with_first_and_last():
-    assert evenly_spread(9, 5) == SHOWN and evenly_spread(1, 16) == [0, 0]
+    assert captions.evenly_spread(9, 5) == SHOWN and captions.evenly_spread(1, 16) == [0, 0]
     for total in range(2, 60):
-        frames = evenly_spread(total, 16)
+        frames = captions.evenly_spread(total, 16)
         gaps = np.diff(frames)
         assert frames[0] == 0 and frames[-1] == total - 1 and gaps.min() > 0 and gaps.max() - gaps.min() <= 1
 
 
 def test_cogvlm2_says_what_to_do():
     with pytest.raises(ModelError, match=r"47713.*4\.41\.3.*--set caption\.backend=package\.module:function"):
-        CogVLM2Captioner(CaptionSettings(backend="cogvlm2"))
+        captions.CogVLM2Captioner(CaptionSettings(backend="cogvlm2"))

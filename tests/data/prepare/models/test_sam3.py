@@ -49,9 +49,8 @@ def test_tracks_equal_the_model_by_hand_and_boxes_are_those_of_the_tracks(annota
 
 
 def test_alike_tracks_of_a_noun_are_merged(annotator):
-    """From an IoU of 0 on, all tracks of a noun are alike, and its best is left; in the default precision."""
-    default = TrackSettings.dtype
-    apart, merged = (find(annotator("sam3"), same_object_iou=iou, dtype=default)["tracks"] for iou in (1.1, 0.0))
+    """From an IoU of 0 on, all tracks of a noun are alike, and its best is left."""
+    apart, merged = (find(annotator("sam3"), same_object_iou=iou)["tracks"] for iou in (1.1, 0.0))
     assert len(apart) > len(merged) == len(NOUNS)
     for track in merged:
         assert track["score"] == max(other["score"] for other in apart if other["name"] == track["name"])
@@ -85,4 +84,5 @@ def test_gated_weights_are_one_clear_line_and_without_objects_nothing_is_done(an
     message = "given out on request: accept the licence on the page of no/such-sam3.*hf auth login"
     with pytest.raises(ModelError, match=message):
         find("no/such-sam3")
+    assert find(annotator("sam3"), dtype=TrackSettings.dtype)["tracks"]
     assert find(annotator("sam3"), []) == {"boxes": [], "tracks": []}

@@ -5,13 +5,7 @@ from pycocotools import mask as coco
 from skimage.measure import regionprops
 from transformers import Sam2VideoModel, Sam2VideoProcessor
 
-from diffusers_jdm.data.prepare.models.tracks import (
-    Sam2Tracks,
-    bounding_box,
-    box_iou,
-    find_tracks,
-    mask_iou,
-)
+from diffusers_jdm.data.prepare.models.tracks import Sam2Tracks, bounding_box, box_iou, find_tracks, mask_iou
 from diffusers_jdm.data.prepare.stages.tracks import TrackSettings
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 40, 60
