@@ -2,7 +2,7 @@
 
     make bench-overhead
 
-Both models are in one process and take turns (`diffusers-jdm evaluate overhead`, whose definitions are in docs/evaluate.md). On a CPU
+Both models are in one process and take turns (`diffusers-jdm evaluate overhead`, whose definitions are in docs/evaluate_overhead.md). On a CPU
 videos are smaller than the paper's; operations are counted at its sizes too. `ratio` is the median over the turns, by
 the process's own clock on a CPU, which other programs do not touch, by the wall's on a GPU. On a CPU one thread computes: that clock
 would count threads that wait for others, too. There the layers that grow are timed by themselves as well, and what they take

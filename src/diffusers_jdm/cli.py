@@ -252,22 +252,12 @@ def _push_dataset(arguments: argparse.Namespace) -> None:
 
 
 def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
-    from diffusers_jdm.evaluation import commands
-    from diffusers_jdm.evaluation.benchmarks import commands as benchmark_commands
+    from diffusers_jdm.evaluation.commands import add_verbs
 
     parser = verbs.add_parser(
         "evaluate", help="measure masks and alignment, generate videos for benchmarks, read their results"
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    commands.add_masks_verb(verbs)
-    benchmark_commands.add_export_vbench_verb(verbs)
-    benchmark_commands.add_export_compbench_verb(verbs)
-    benchmark_commands.add_collect_verb(verbs)
-    commands.add_preference_verb(verbs)
-    commands.add_overhead_verb(verbs)
-    commands.add_figure_verb(verbs)
-    commands.add_shapes_verb(verbs)
-    commands.add_report_verb(verbs)
+    add_verbs(parser.add_subparsers(title="verbs", metavar="VERB", required=True))
 
 
 if __name__ == "__main__":

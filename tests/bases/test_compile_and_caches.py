@@ -3,9 +3,9 @@
 import diffusers
 import pytest
 import torch
-from conftest import RED, Small, predict, seeded
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from packaging.version import Version
+from small_pipelines import RED, Small, predict, seeded
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from conftest import predict
 from peft import LoraConfig
-from small_models import SMALL
+from small_pipelines import predict
 
 
 @pytest.fixture(params=["joint", "plain"])
@@ -105,7 +104,6 @@ def test_it_works_with_a_lora_added_before_or_after(base):
 
 
 def test_copies_and_saved_models_stay_as_they_are(base, tmp_path):
-    """An averaged copy of the weights is a deep copy, and a model that was trained so is saved as any other."""
     model = getattr(base.pipe, base.component)
     plain = step(base, model)
     model.enable_gradient_checkpointing()
@@ -114,9 +112,3 @@ def test_copies_and_saved_models_stay_as_they_are(base, tmp_path):
     again = type(model).from_pretrained(tmp_path)
     assert not again.is_gradient_checkpointing
     assert_same_step(step(base, again), plain)
-
-
-def test_the_plain_unet_refuses_it_without_our_help():
-    """If this fails, diffusers has learned it, and `support_gradient_checkpointing` can go."""
-    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
-        SMALL["modelscope"].base_pipeline().unet.enable_gradient_checkpointing()

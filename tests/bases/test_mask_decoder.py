@@ -80,8 +80,5 @@ def test_latents_that_do_not_fit_are_one_clear_line(shape):
         ValueError, match=r"^mask latents must be \(batch, 4 channels, frames, height, width\), got .*$"
     ):
         build()(torch.zeros(shape))
-
-
-def test_one_pixel_a_latent_is_refused():
     with pytest.raises(ValueError, match=r"^`spatial_factor` must be even, got 1"):
         build(spatial_factor=1)

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from conftest import Small, predict
 from diffusers import AutoModel
+from small_pipelines import Small, predict
 
 import diffusers_jdm.bases
 from diffusers_jdm.bases import FOLDERS, public_classes
@@ -60,8 +61,6 @@ def test_odd_channels_are_refused_however_the_model_is_built(base):
 
 
 def test_the_public_classes_are_diffusers_and_ours(base):
-    import diffusers
-
     for name in public_classes():
         assert getattr(diffusers, name) is getattr(diffusers_jdm, name) and name in diffusers_jdm.__all__
     assert base.joint_denoiser.__module__ == "diffusers_jdm"  # what model_index.json names

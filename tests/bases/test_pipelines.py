@@ -6,14 +6,16 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from conftest import BLUE, RED, SCHEDULERS, WRONG_SIZES, sample, seeded, set_scheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.loaders import PeftAdapterMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from small_models import SMALL
+from small_pipelines import BLUE, RED, SCHEDULERS, WRONG_SIZES, sample, seeded, set_scheduler
 
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.bases.base import make_joint
+
+pytest_plugins = ["small_pipelines"]  # its fixtures
 
 ARGUMENTS = {
     "plain": {"num_inference_steps": 3},
@@ -59,9 +61,6 @@ def test_frames_with_rotary_positions_and_without_a_generator_are_the_bases():
         torch.manual_seed(3)
         frames.append(sample(pipe, generator=None).frames)
     assert torch.equal(*frames)
-
-
-# Masks
 
 
 def test_masks_are_soft_and_come_in_every_output_type(small):
@@ -117,7 +116,6 @@ def test_noise_of_the_mask_is_its_own_and_leaves_generators_alone(small):
     noise = [torch.randn(1000, generator=g) for g in mask_generators(latents)]
     for same in (latents.half(), latents.bfloat16(), 14.6 * latents):  # another dtype, a scheduler's first sigma
         assert all(torch.equal(torch.randn(1000, generator=g), n) for g, n in zip(mask_generators(same), noise))
-    assert abs(torch.corrcoef(torch.stack(noise))[0, 1]) < 0.1
 
 
 def test_guidance_of_the_mask_is_its_own_and_takes_no_forward_pass(small):
@@ -143,9 +141,6 @@ def test_a_diverged_mask_is_an_error_and_never_a_spoilt_video(small):
 
     with pytest.raises(FloatingPointError, match="mask latents are NaN or inf after step 0"):
         small(callback_on_step_end=diverge, callback_on_step_end_tensor_inputs=["mask_latents"])
-
-
-# What the parents' users rely on
 
 
 def test_arguments_are_the_parents_and_a_few_more(plain_pipeline, fresh):
@@ -299,16 +294,11 @@ WRONG = [
     ({"mask_decoder": "quick"}, '`mask_decoder` must be "vae", or "fast" if there is one, got \'quick\''),
     ({"mask_decoder": "fast"}, '`mask_decoder` must be "vae", or "fast" if there is one, got \'fast\''),
 ]
-WRONG_CALLS = [(name, *case) for name in FOLDERS for case in [*WRONG, *WRONG_SIZES[name]]]
+WRONG = [(name, *case) for name in FOLDERS for case in [*WRONG, *WRONG_SIZES[name]]]
 
 
-@pytest.mark.parametrize(("base_name", "arguments", "message"), WRONG_CALLS, indirect=["base_name"])
+@pytest.mark.parametrize(("base_name", "arguments", "message"), WRONG, indirect=["base_name"])
 def test_bad_input_is_one_clear_line(small, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         small(**arguments)
     assert "\n" not in str(error.value) and not small.seen
-
-
-def test_latents_that_are_not_finite(small):
-    with pytest.raises(ValueError, match="`latents` must be finite latents"):
-        small(latents=torch.full(small.shape, torch.nan))

@@ -5,8 +5,10 @@ import contextlib
 import pytest
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
-from conftest import predict
-from diffusers import QuantoConfig
+from diffusers import QuantoConfig, TorchAoConfig
+from small_pipelines import predict
+
+pytest_plugins = ["small_pipelines"]  # its fixtures
 
 
 @torch.no_grad()
@@ -55,8 +57,6 @@ def test_every_quantisation_is_told_to_leave_the_new_layers_out(small, tmp_path)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantised_the_new_layers_stay_and_segmentation_works(small, video, tmp_path, dtype):
     torchao = pytest.importorskip("torchao.quantization")
-    from diffusers import TorchAoConfig
-
     small.denoiser.save_pretrained(tmp_path)
     config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
     model = type(small.denoiser).from_pretrained(tmp_path, quantization_config=config, torch_dtype=dtype)

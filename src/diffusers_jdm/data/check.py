@@ -1,4 +1,4 @@
-"""`diffusers-jdm dataset check`: does a data set say what is true of itself?"""
+"""Validates a data set (`diffusers-jdm dataset check`): files, sizes, masks, captions, CMI."""
 
 import os
 import re
@@ -21,10 +21,9 @@ FPS_TOLERANCE = 0.01  # of the rate
 
 
 def check_dataset(folder: str | os.PathLike, decode: bool = True) -> list[str]:
-    """What is wrong with the manifest in a folder and its videos: a line a problem, with the clip's id. Bad data never raises.
+    """All problems of the manifest in a folder and of its videos: one line each, with the clip's id. Bad data never raises.
 
-    One clip is looked at a time, and each to its end, so that all is known after one run; only a manifest that is wrong as
-    a whole, or a row that contradicts itself, has one line.
+    A manifest that is wrong as a whole, or a row that contradicts itself, has one line only.
 
     Args:
         decode: read every frame of the videos. Otherwise they are not looked at, and need not be there.

@@ -55,14 +55,8 @@ def test_cells_reach_the_recall_that_is_asked_for(small_cells, recall):
     scores = np.einsum("nd,nkd->nk", embeddings, embeddings[found])
     assert (np.diff(scores, axis=1) < 1e-6).all()  # nearest first
     assert (found != everyone[:, None]).all() and all(len(set(row)) == 30 for row in found.tolist())
-
-
-def test_more_neighbours_than_the_index_was_made_for(small_cells):
-    embeddings, clips = clusters(1500), np.arange(0, 1500, 10)
-    index = ClipIndex(embeddings, 10)
-    assert hits(index.nearest(clips, 80), brute_force(embeddings, clips, 80)) > 0.9
-    everything = index.nearest(clips, 10_000)
-    np.testing.assert_array_equal(np.sort(everything[1]), np.delete(np.arange(1500), 10))
+    everything = index.nearest(everyone[:10], 10_000)  # more than the index was made for
+    np.testing.assert_array_equal(np.sort(everything[1]), np.delete(everyone, 1))
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch):

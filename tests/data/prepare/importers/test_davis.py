@@ -161,9 +161,7 @@ SMALLER = "00000.png is 24×40 pixels (height × width), its video 48×80"
 WRONG = [
     ("mp4", lambda d: save_png(np.zeros((24, 40)), d / FIRST_MASK), SMALLER),
     ("mp4", lambda d: (d / FIRST_MASK).write_bytes(b"no png"), "00000.png cannot be read as an image"),
-    ("mp4", lambda d: (d / FIRST_MASK).write_bytes((d / FIRST_MASK).read_bytes()[:60]), "cannot be read as an image"),
     ("mp4", lambda d: (d / FIRST_MASK).rename(d / "camel/masks/obj1/00028.png"), "must be a number below 28"),
-    ("mp4", lambda d: (d / FIRST_MASK).rename(d / "camel/masks/obj1/first.png"), "must be a number below 28"),
     ("mp4", lambda d: (d / FIRST_MASK).unlink(), "obj2 has masks for 10 frames, "),
     ("mp4", lambda d: shutil.rmtree(d / "camel/masks/obj1"), "masks of 1 objects, its meta.json names 2"),
     ("mp4", lambda d: [shutil.rmtree(path) for path in d.glob("camel/masks/*")], "holds no masks"),
@@ -171,7 +169,6 @@ WRONG = [
     ("mp4", lambda d: (d / "camel/meta.json").write_text("{"), "meta.json is not valid JSON"),
     ("mp4", lambda d: (d / "camel/meta.json").write_text("[]"), "meta.json is not a JSON object"),
     ("mp4", partial(write_meta, fps="fast"), "fps must be a number of frames a second, got 'fast'"),
-    ("mp4", partial(write_meta, fps=float("nan")), "fps must be a number"),
     ("mp4", partial(write_meta, objects=[1, 2]), "objects must be a list of names"),
     ("mp4", partial(write_meta, caption=5), "caption must be a text, got 5"),
     ("davis", lambda d: save_png(np.zeros((80, 48)), next(d.rglob("*.png")), "P"), "is 80×48 pixels (height × width)"),

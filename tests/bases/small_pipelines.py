@@ -1,4 +1,4 @@
-"""Joint pipelines of each base whose calls are short, and what the bases differ in."""
+"""Joint pipelines of each base whose calls are short, and what the bases differ in; a plugin, for the fixtures."""
 
 import inspect
 
@@ -22,10 +22,13 @@ WRONG_SIZES = {
         ({"height": 24}, "multiples of 16, got 24 and 16"),
         ({"num_frames": 5}, r"must be 8k or 8k \+ 1 .* got 5: use 9"),
         ({"num_frames": None, "masks": torch.ones(12, 16, 16)}, "got 12: use 17"),
+        ({"latents": torch.full((1, 3, 4, 2, 2), torch.nan)}, "`latents` must be finite latents"),
         ({"max_sequence_length": 8}, "must be encoded to 16 tokens, got 8"),
-        ({"prompt": None, "prompt_embeds": torch.zeros(1, 8, TEXT_DIM)}, "16 tokens, got 8"),
     ],
-    "modelscope": [({"height": 20}, "divisible by 8 but are 20 and 16")],
+    "modelscope": [
+        ({"height": 20}, "divisible by 8 but are 20 and 16"),
+        ({"latents": torch.full((1, 4, 3, 8, 8), torch.nan)}, "`latents` must be finite latents"),
+    ],
 }
 
 
