@@ -8,7 +8,7 @@ AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo app test coverage test-oldest check format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,10 @@ dist: setup  ## wheel and sdist, to dist/; what an earlier build has left would 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python .ci/copies.py --check
+
+copies: setup  ## writes repeated blocks, and the code in the shipped checkpoints, from their originals
+	$(BIN)/python .ci/copies.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from report import print_table, write_report
 
-from diffusers_jdm.data import cmi_stage
+from diffusers_jdm.data.prepare.cmi import dataset_cmi
 from diffusers_jdm.data.prepare.cmi.neighbours import ClipIndex
 from diffusers_jdm.data.prepare.settings import CmiSettings
 
@@ -70,7 +70,7 @@ def generate(folder: Path, number: int) -> None:
     centres = rng.permutation(0.15**0.5 * centres + 0.12**0.5 * deviations)
     by_topic = np.split(np.argsort(topic_of, kind="stable"), np.cumsum(np.bincount(topic_of, minlength=TOPICS))[:-1])
     for topic, clips in enumerate(by_topic):
-        rows = cmi_stage.captions_of(clips, offsets)
+        rows = dataset_cmi.captions_of(clips, offsets)
         within = around(len(clips) + len(rows) + PHRASES, rng)
         noise = unit(rng.standard_normal(within.shape, dtype=np.float32))
         # The shares of the squared length; the cone's is half.
@@ -91,7 +91,7 @@ def load(folder: Path) -> list[np.ndarray]:
 def measure(folder: Path, number: int) -> dict[str, float]:
     arrays = load(folder)
     begin, cpu_begin = time.perf_counter(), time.process_time()
-    negatives = [used for _, used in cmi_stage.dataset_cmi(*arrays, CmiSettings())]
+    negatives = [used for _, used in dataset_cmi.dataset_cmi(*arrays, CmiSettings())]
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
@@ -107,7 +107,7 @@ def measure(folder: Path, number: int) -> dict[str, float]:
 def recall(folder: Path, number: int) -> dict[str, float]:
     """The share of the true neighbours among those found, for clips drawn at random; numpy compares them with all."""
     frames, _, offsets, _ = load(folder)
-    count = min(int(cmi_stage.SPARE * CmiSettings().negatives / np.diff(offsets).mean()) + 1, number - 1)
+    count = min(int(dataset_cmi.SPARE * CmiSettings().negatives / np.diff(offsets).mean()) + 1, number - 1)
     queries = np.random.default_rng(1).choice(number, QUERIES, replace=False)
     scores = np.empty((QUERIES, number), np.float32)
     for start in range(0, number, 50_000):

@@ -28,9 +28,7 @@ CLI = ROOT / "src/diffusers_jdm/cli.py"
 SCRIPTS = [path for folder in ("train_scripts", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-OURS = (
-    r"(diffusers-jdm|accelerate launch|make|python3? (examples|benchmarks|train_scripts)/\S+|[\w/]+\.py(?= --))( .*)?"
-)
+PROGRAMS = r"diffusers-jdm|accelerate launch|make|python3? (examples|benchmarks|train_scripts)/\S+|[\w/]+\.py(?= --)"
 
 
 class Code(NamedTuple):
@@ -40,9 +38,8 @@ class Code(NamedTuple):
 
 
 def code_of(page: Path) -> list[Code]:
-    text = page.read_text(encoding="utf-8")
+    text, prose = page.read_text(encoding="utf-8"), prose_of(page)
     blocks = [Code(line_of(text, m.start()) + 1, m[1], textwrap.dedent(m[2])) for m in BLOCK.finditer(text)]
-    prose = prose_of(page)
     return blocks + [Code(line_of(prose, m.start()), "", m[1].replace("\n", " ")) for m in INLINE.finditer(prose)]
 
 
@@ -55,15 +52,12 @@ def prose_of(page: Path) -> str:
     return BLOCK.sub(lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"))
 
 
-# Commands
-
-
 def commands_of(page: Path) -> Iterator[tuple[int, str, bool]]:
     """Line, command, and whether it is whole: what stands inline may be the beginning of one."""
     for code in code_of(page):
         line = code.line
         for command in code.text.replace("\\\n", "\0").split("\n") if code.language in ("", "bash") else ():
-            if re.fullmatch(OURS, command.replace("\0", " ")):
+            if re.fullmatch(rf"({PROGRAMS})( .*)?", command.replace("\0", " ")):
                 yield line, command.replace("\0", " "), code.language == "bash"
             line += 1 + command.count("\0")
 
@@ -75,7 +69,7 @@ def check_command(command: str, whole: bool) -> None:
         case ["make", *targets]:
             known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             if unknown := {target for target in targets if "=" not in target} - {*known}:
-                raise ValueError(f"the Makefile has no target {', '.join(unknown)}")
+                refuse(f"the Makefile has no target {', '.join(unknown)}")
         case ["diffusers-jdm", *arguments]:
             parse(CLI, arguments, whole)
         case ["accelerate", "launch", *arguments]:
@@ -86,7 +80,7 @@ def check_command(command: str, whole: bool) -> None:
         case ["python" | "python3", script, *arguments] | [script, *arguments]:
             paths = [path for path in SCRIPTS if path == ROOT / script or path.name == script]
             if not paths:
-                raise ValueError(f"there is no {script}")
+                refuse(f"there is no {script}")
             parse(paths[0], arguments, whole)
 
 
@@ -95,7 +89,6 @@ class Parsed(Exception):
 
 
 def parse(script: Path, arguments: list[str], whole: bool) -> None:
-    """Starts a script as its command would, up to the end of its parser's work."""
     if "parse_args(" not in script.read_text(encoding="utf-8"):
         if arguments:
             raise ValueError(f"{script.name} takes no arguments")
@@ -116,30 +109,24 @@ def parse(script: Path, arguments: list[str], whole: bool) -> None:
         mock.patch.object(sys, "argv", [str(script), *arguments]),
         mock.patch.object(sys, "path", [str(script.parent), *sys.path]),
         mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args),
-        mock.patch.object(argparse.ArgumentParser, "error", refuse),
+        mock.patch.object(argparse.ArgumentParser, "error", lambda _, message: refuse(message)),
         mock.patch.object(config, "parse_flags", parse_flags),
         suppress(Parsed),
     ):
         runpy.run_path(str(script), run_name="__main__")
 
 
-def refuse(_: argparse.ArgumentParser, message: str) -> None:
-    raise ValueError(message)
+def refuse(message: str, whole: bool = True) -> None:
+    if whole or "required: " not in message:
+        raise ValueError(message)
 
 
 def parsed_by(parser: argparse.ArgumentParser, arguments: list[str], whole: bool) -> argparse.Namespace:
-    def error(_, message):
-        if whole or "required: " not in message:
-            raise ValueError(message)
-
-    with mock.patch.object(argparse.ArgumentParser, "error", error):
+    with mock.patch.object(argparse.ArgumentParser, "error", lambda _, message: refuse(message, whole)):
         values, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise ValueError(f"unknown arguments: {' '.join(unknown)}")
+        refuse(f"unknown arguments: {' '.join(unknown)}")
     return values
-
-
-# Links
 
 
 def links_of(page: Path) -> list[tuple[int, str]]:
@@ -151,14 +138,10 @@ def check_link(page: Path, link: str) -> None:
     path, _, anchor = link.partition("#")
     target = page.parent / path if path else page
     if not target.exists():
-        raise ValueError("there is no such file")
-    if anchor:
-        headings = re.findall(r"^#+ (.*)$", prose_of(target), re.MULTILINE)
-        if anchor not in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]:
-            raise ValueError("there is no such heading")
-
-
-# Python
+        refuse("there is no such file")
+    headings = re.findall(r"^#+ (.*)$", prose_of(target), re.MULTILINE) if anchor else []
+    if anchor and anchor not in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings]:
+        refuse("there is no such heading")
 
 
 def check_python(code: str, names: dict[str, object]) -> None:

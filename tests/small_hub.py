@@ -22,8 +22,6 @@ USERS = {"Bearer hf_good": "me", "Bearer hf_read": "reader"}  # the reader may w
 
 
 class File(NamedTuple):
-    """A file of a commit; its bytes are in `Hub.objects`, by sha256."""
-
     sha256: str
     blob: str  # of git
     size: int
@@ -35,22 +33,19 @@ class File(NamedTuple):
 
 
 class Hub(ThreadingHTTPServer):
-    """`url` is its endpoint. It knows two tokens, "hf_good" of the user "me" and "hf_read", which may only read.
-
-    repos: what was asked for when each was made, by "ORG/NAME". uploads: the sha256 of each LFS upload that came to its
-    end, in order. uploads_left: how many more may, before the connection is cut in the middle of one; None for no cuts.
-    """
+    """`url` is its endpoint. It knows two tokens, "hf_good" of the user "me" and "hf_read", which may only read."""
 
     def __init__(self, takes_commits: bool = True):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos, self.takes_commits = {}, takes_commits
+        self.takes_commits = takes_commits
+        self.repos: dict[str, dict] = {}  # what was asked for when each was made
         self.commits: dict[str, dict[str, File]] = {}
         self.refs: dict[str, dict[str, str]] = {}  # repo: branch: commit
         self.messages: dict[str, list[str]] = {}
         self.objects: dict[str, bytes] = {}
-        self.uploads: list[str] = []
-        self.uploads_left: int | None = None
+        self.uploads: list[str] = []  # the sha256 of each LFS upload that came to its end
+        self.uploads_left: int | None = None  # before the connection is cut in the middle of one
         self.requests: list[str] = []
         self.lock = Lock()
         Thread(target=self.serve_forever, daemon=True).start()
@@ -66,11 +61,6 @@ class Hub(ThreadingHTTPServer):
 
     def read(self, repo: str, path: str, branch: str = "main") -> bytes:
         return self.objects[self.branch(repo, branch)[path].sha256]
-
-    def tamper(self, repo: str, path: str) -> None:
-        """Flips the last bit of a file: its size stays, and what the Hub says its sha256 is."""
-        content = self.read(repo, path)
-        self.objects[self.branch(repo)[path].sha256] = content[:-1] + bytes([content[-1] ^ 1])
 
     def store(self, content: bytes, lfs: bool) -> File:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -132,18 +122,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def repo(self, parts: list[str]) -> str:
         name = "/".join(parts)
-        known = self.server.repos.get(name)
-        if known is None or (known.get("visibility") == "private" and not self.user):
+        if name not in self.server.repos or (self.is_private(name) and not self.user):
             raise Refusal(404 if self.user else 401, "Repository not found", "RepoNotFound")
         return name
+
+    def is_private(self, repo: str) -> bool:
+        return self.server.repos[repo].get("visibility") == "private"
 
     def sha(self, repo: str, revision: str) -> str:
         sha = self.server.refs[repo].get(revision, revision)
         if sha not in self.server.commits:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha
-
-    # Reading
 
     def get(self, parts: list[str]) -> None:
         if parts == ["api", "whoami-v2"]:
@@ -157,9 +147,9 @@ class Handler(BaseHTTPRequestHandler):
             if parts[4:5] == ["tree"]:
                 self.answer(200, [self.entry(path, file) for path, file in files.items()])
             else:
-                private = self.server.repos[repo].get("visibility") == "private"
                 siblings = [{"rfilename": path} for path in files]
-                self.answer(200, {"id": repo, "sha": sha, "private": private, "siblings": siblings, "tags": []})
+                about = {"id": repo, "sha": sha, "private": self.is_private(repo), "tags": []}
+                self.answer(200, about | {"siblings": siblings})
         elif parts[2:3] == ["resolve"]:
             sha, path = self.sha(self.repo(parts[:2]), parts[3]), "/".join(parts[4:])
             file = self.server.commits[sha].get(path)
@@ -173,8 +163,6 @@ class Handler(BaseHTTPRequestHandler):
     def entry(path: str, file: File) -> dict:
         entry = {"type": "file", "path": path, "size": file.size, "oid": file.blob}
         return entry | ({"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": 130}} if file.lfs else {})
-
-    # Writing
 
     def post(self, parts: list[str]) -> None:
         body = [json.loads(line) for line in self.read_body().splitlines() if line.strip()]

@@ -56,21 +56,7 @@ def write_objects(folder, name, objects, kind):
             write_array(folder / name / f"{thing}.npy", masks)
 
 
-def rectangle(left, top, width, height, size=(200, 300)):
-    mask = np.zeros(size, bool)
-    mask[top : top + height, left : left + width] = True
-    return mask[None]
-
-
-def soft_video(seed, num_frames=3, height=40, width=56):
-    """A disc that moves, and a soft, noisy, shifted view of it: float32 and bool, (F, H, W)."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    x, y, radius = rng.uniform(15, 35), rng.uniform(12, 28), rng.uniform(4, 12)
-    distance = np.stack([np.hypot(rows - y, columns - x - 2 * f) for f in range(num_frames)])
-    soft = 1 / (1 + np.exp(np.roll(distance, seed % 4, axis=2) - radius)) + rng.normal(0, 0.03, distance.shape)
-    return soft.clip(0, 1).astype(np.float32), distance <= radius
-
-
-def noise(seed, share, shape=(4, 30, 41)):
-    return np.random.default_rng(seed).random(shape) < share
+def soft_video(seed, num_frames=3):
+    """Soft masks, and true ones that are shifted: float32 and bool, (F, H, W)."""
+    soft = soft_masks(seed, num_frames)
+    return soft, np.roll(soft, 1 + seed % 4, axis=2) >= 0.4

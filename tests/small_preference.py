@@ -42,9 +42,8 @@ def write_folder(folder: Path, names: list[str], prompts: list[str], write: Call
 def write_folders(root: Path) -> list[Path]:
     """Two folders. The tally reads no pictures, so the videos are some bytes."""
     prompts = [f"prompt {number} ü" for number in range(len(FILES))]
-    return [
-        write_folder(root / n, FILES, prompts, lambda _, path: path.write_text(str(path))) for n in ("base", "jdm")
-    ]
+    write = lambda _, path: path.write_text(str(path))  # noqa: E731
+    return [write_folder(root / name, FILES, prompts, write) for name in ("base", "jdm")]
 
 
 def vote_file(
@@ -70,13 +69,13 @@ def vote_file(
     return path
 
 
-def write_h264(path: Path, frames: np.ndarray, pix_fmt="yuv420p", codec="libx264") -> None:
+def write_h264(path: Path, frames: np.ndarray) -> None:
     """As diffusers writes videos, but with all that a file can tell of where it comes from."""
     with av.open(str(path), "w") as container:
         container.metadata.update(title=str(path), comment=path.parts[-3])
-        stream = container.add_stream(codec, rate=FPS)
+        stream = container.add_stream("libx264", rate=FPS)
         stream.metadata["handler_name"] = f"made by {path.parts[-3]}"
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())

@@ -17,14 +17,6 @@ def test_convert(plain_folders, tmp_path, capsys):
     assert_is_a_whole_repo(tmp_path / "joint", "cogvideox")
 
 
-def test_what_the_user_can_put_right_is_one_line_and_code_2(tmp_path, capsys):
-    (tmp_path / "base").mkdir()
-    assert cli.main(["convert", str(tmp_path / "base"), str(tmp_path / "joint"), "--variant", "fp16"]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("diffusers-jdm: error: ") and "no model_index.json" in said.err
-    assert said.err.count("\n") == 1 and said.out == ""
-
-
 def test_interrupt_is_code_130(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt

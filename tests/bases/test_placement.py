@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from diffusers import QuantoConfig, TorchAoConfig
-from small_pipelines import predict
+from small_pipelines import FIXTURES, predict
 
-pytest_plugins = ["small_pipelines"]  # its fixtures
+small, fresh, video, layout = FIXTURES
 
 
 @torch.no_grad()

@@ -80,7 +80,6 @@ def test_words_are_whole_tokens(out):
     tokenizer = DiffusionPipeline.from_pretrained(out / "base/pipeline").tokenizer
     words = [token.strip("▁").removesuffix("</w>") for token in tokenizer.tokenize("A red circle, moving left.")]
     assert words == ["a", "red", "circle", ",", "moving", "left", "."]
-    assert tokenizer.unk_token_id not in tokenizer("dogs", add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("base_name", ["cogvideox"])

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_repos import assert_is_a_whole_repo, assert_same_tensors
 
-import diffusers_jdm.hub.inflate_shard
 from diffusers_jdm.bases.base import base_named, inflate
 from diffusers_jdm.hub.convert import convert
 
@@ -52,9 +51,6 @@ def out(tmp_path):
 cogvideox = pytest.mark.parametrize("base_name", ["cogvideox"])
 
 
-# What comes out
-
-
 def test_a_whole_repo_with_the_tensors_of_inflate(source, out, base_name):
     component = base_named(base_name).component
     source.joinpath("LICENSE").write_text("the base's licence")
@@ -85,10 +81,9 @@ def test_shards_are_rewritten_only_where_a_projection_is(variant, plain_pipeline
     convert(source, out, variant=variant)
 
     old, new = source / "transformer", out / "transformer"
-    shards = sorted(path.name for path in old.glob("*.safetensors"))
-    assert sorted(path.name for path in new.glob("*.safetensors")) == shards
-    same = [name for name in shards if (old / name).read_bytes() == (new / name).read_bytes()]
-    assert 0 < len(same) < len(shards)
+    shards = {path.name for path in old.glob("*.safetensors")}
+    assert {path.name for path in new.glob("*.safetensors")} == shards
+    assert 0 < sum((old / name).read_bytes() == (new / name).read_bytes() for name in shards) < len(shards)
 
     (index,) = new.glob("*.index*.json")
     content = json.loads(index.read_text())
@@ -100,7 +95,7 @@ def test_shards_are_rewritten_only_where_a_projection_is(variant, plain_pipeline
 
 @pytest.mark.parametrize("base_name", ["modelscope"])
 def test_a_variant_is_taken_where_there_is_one(source, plain_pipeline, base_name, out):
-    """As diffusers does: fp16 where a component has it, its plain weights where it has not, nothing else."""
+    """As diffusers does: fp16 where a component has it, else its plain weights."""
     plain_pipeline.unet.half().save_pretrained(source / "unet", variant="fp16")
     plain_pipeline.text_encoder.half().save_pretrained(source / "text_encoder", variant="fp16")
     (source / "unet/diffusion_pytorch_model.bin").write_bytes(b"a pickle")
@@ -115,7 +110,6 @@ def test_a_variant_is_taken_where_there_is_one(source, plain_pipeline, base_name
 
 @cogvideox
 def test_a_hub_repo_from_the_cache(source, out, base_name, tmp_path, monkeypatch):
-    """A repo that is in the local cache, without network; and a repo that is not."""
     sha, repo = "0123456789" * 4, tmp_path / "hub/models--org--tiny"
     shutil.copytree(source, repo / "snapshots" / sha)
     repo.joinpath("refs").mkdir()
@@ -126,13 +120,10 @@ def test_a_hub_repo_from_the_cache(source, out, base_name, tmp_path, monkeypatch
     assert_inflated(out, source, base_name)
 
     other = tmp_path / "other"
-    assert_refused("org/absent", other, "org/absent is not a folder, and cannot be had from the Hub")
-    assert_refused("no such folder/at/all", other, "is not a folder, and cannot be had from the Hub")
+    for absent in ("org/absent", "no such folder/at/all"):
+        assert_refused(absent, other, f"{absent} is not a folder, and cannot be had from the Hub")
     edit_json(repo / "snapshots" / sha / "model_index.json", _class_name="StableDiffusionPipeline")
     assert_refused("org/tiny", other, "^org/tiny is a StableDiffusionPipeline, which is not supported")
-
-
-# The output folder
 
 
 @cogvideox
@@ -145,23 +136,7 @@ def test_output_that_exists_is_left_alone(source, out):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
-@cogvideox
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_conversion_leaves_nothing(source, out, error, monkeypatch):
-    def interrupted(*_, **__):
-        assert any(out.parent.glob(".joint.partial-*/*"))  # it is under way
-        raise error
-
-    monkeypatch.setattr(diffusers_jdm.hub.inflate_shard, "save", interrupted)
-    with pytest.raises(error):
-        convert(source, out)
-    assert not any("joint" in path.name for path in out.parent.iterdir())
-
-
-# Bases that cannot be converted
-
 INDEX, CONFIG, WEIGHTS_PATH = "model_index.json", "transformer/config.json", f"transformer/{WEIGHTS}"
-OTHERS = "which is not supported: use one of CogVideoXPipeline, TextToVideoSDPipeline"
 
 
 def rename(name, new):
@@ -182,18 +157,12 @@ def lose_a_shard(source):
     next((source / "transformer").glob("*-00002-of-*.safetensors")).unlink()
 
 
-def change_weights(**changes):
+def set_bias(value):
     def change(source):
-        tensors = {name: tensor for name, tensor in load_file(source / WEIGHTS_PATH).items() if name not in changes}
-        save_file(
-            tensors | {name: value for name, value in changes.items() if value is not None}, source / WEIGHTS_PATH
-        )
+        tensors = load_file(source / WEIGHTS_PATH) | {"proj_out.bias": value}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, source / WEIGHTS_PATH)
 
     return change
-
-
-def cut(source):  # a download that stopped
-    (source / WEIGHTS_PATH).write_bytes((source / WEIGHTS_PATH).read_bytes()[:-100])
 
 
 @cogvideox
@@ -202,15 +171,11 @@ def cut(source):  # a download that stopped
     [
         (rename(INDEX, "x"), "is not a diffusers pipeline: it has no model_index.json"),
         (write(INDEX, "{"), r"model_index\.json is not valid JSON"),
-        (write(INDEX, "[]"), r"model_index\.json is not a JSON object"),
-        (write(INDEX, "{}"), "is a None, which is not supported"),
-        (edit(INDEX, _class_name="StableDiffusionPipeline"), OTHERS),
-        (edit(INDEX, _class_name="CogVideoXImageToVideoPipeline"), OTHERS),
-        (edit(INDEX, _class_name=["code", "MyPipeline"]), OTHERS),
+        (edit(INDEX, _class_name="CogVideoXImageToVideoPipeline"), "use one of CogVideoXPipeline, TextToVideoSDP"),
+        (edit(INDEX, _class_name=["code", "MyPipeline"]), "which is not supported"),
         (edit(INDEX, _class_name="CogVideoXJDMPipeline"), r"joint checkpoint already \(CogVideoXJDMPipeline\)"),
         (edit(CONFIG, _class_name="JDMTransformer3DModel"), "JDMTransformer3DModel is a joint model already"),
         (edit(CONFIG, patch_size_t=2), r"CogVideoX 1\.5 \(patch_size_t=2\) is not supported"),
-        (edit(CONFIG, in_channels=8), "takes 8 channels and gives 4"),
         (lambda source: (source / CONFIG).unlink(), r"has no transformer/config\.json"),
         (lambda source: shutil.rmtree(source / "vae"), "vae is missing, though model_index.json names it"),
         (rename(WEIGHTS_PATH, "transformer/a.bin"), "transformer has pickled weights only; .* `save_pretrained`"),
@@ -218,10 +183,9 @@ def cut(source):  # a download that stopped
         (rename(WEIGHTS_PATH, "transformer/a.fp16.safetensors"), "has weights of these variants only: fp16"),
         (rename(WEIGHTS_PATH, "elsewhere.safetensors"), "transformer has no weights"),
         (lose_a_shard, "lacks diffusion_pytorch_model-00002-of-.*, which .*index.json names"),
-        (change_weights(**{"proj_out.bias": None}), r"config.json: `proj_out.bias` should be \[16\] and is missing"),
-        (change_weights(**{"proj_out.bias": torch.zeros(8)}), r"`proj_out.bias` should be \[16\] and is \[8\]"),
+        (set_bias(None), r"config.json: `proj_out.bias` should be \[16\] and is missing"),
+        (set_bias(torch.zeros(8)), r"`proj_out.bias` should be \[16\] and is \[8\]"),
         (write(WEIGHTS_PATH, "version https://git-lfs.github.com/spec/v1"), "cannot be read as safetensors"),
-        (cut, "cannot be read as safetensors"),
     ],
 )
 def test_a_bad_base_is_one_line(source, out, spoil, match):

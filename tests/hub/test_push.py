@@ -1,7 +1,6 @@
 """What a push uploads and what it does not, its flags, and that nothing is made on the Hub when something is wrong."""
 
 import json
-import re
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 from small_hub import Hub, take_for_the_hub
 from small_repos import PACKAGE, assert_is_a_whole_repo, islands_of, joint_pipeline
 
@@ -20,7 +18,7 @@ from diffusers_jdm.evaluation.shapes import COLUMNS
 from diffusers_jdm.hub import push
 from diffusers_jdm.hub.check import main as check_here
 from diffusers_jdm.hub.repo import export_repo
-from diffusers_jdm.hub.staging import dtypes_of, stage, stale, variant_of
+from diffusers_jdm.hub.staging import dtypes_of, variant_of
 from diffusers_jdm.training.lora import add_lora, save_lora
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -38,7 +36,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def checks(monkeypatch):
-    """The calls of the check, which is not run: tests of its own do that (test_push_check.py, test_hub_http.py)."""
+    """The calls of the check, which is not run: test_push_check.py and test_hub_http.py do that."""
     calls = []
     monkeypatch.setattr(push, "check_in_fresh_process", lambda *arguments: calls.append(arguments))
     return calls
@@ -46,7 +44,7 @@ def checks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A joint checkpoint of each base as a training leaves it: with much beside it that is nobody's business, and old code."""
+    """A joint checkpoint of each base as a training leaves it: with much beside it, and old code."""
     root = tmp_path_factory.mktemp("saved")
     for name in FOLDERS:
         joint_pipeline(name).save_pretrained(root / name)
@@ -58,16 +56,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy, to be changed."""
     return shutil.copytree(saved / NAME, tmp_path / "trained")
-
-
-@pytest.fixture
-def lora(tmp_path):
-    pipe = joint_pipeline(NAME)
-    add_lora(pipe.unet, 2, 4.0)
-    save_lora(pipe.unet, tmp_path / "lora", type(pipe))
-    return tmp_path / "lora"
 
 
 def no_write(hub):
@@ -82,20 +71,15 @@ def card_of(hub, repo="lab/video"):
     return ModelCard(hub.read(repo, "README.md").decode())
 
 
-# What goes up
-
-
 def test_the_checkpoint_with_our_code_and_nothing_beside_it(base_name, hub, saved, checks):
     before = files_in(saved / base_name)
     commit = push_checkpoint(saved / base_name, "lab/video")
     assert commit == f"{hub.url}/lab/video/commit/{commit.oid}" and commit.oid == hub.refs["lab/video"]["main"]
     assert hub.files == {"lab/video": before.keys() - BESIDE}
-    for name, file in hub.branch("lab/video").items():
+    for name in hub.files["lab/video"]:
         content = hub.read("lab/video", name)
-        assert file.lfs == name.endswith((".safetensors", ".mp4", ".model"))
         assert str(saved).encode() not in content, name
-        if name.endswith((".safetensors", ".mp4")):
-            assert content == before[name]
+        assert content == before[name] or not name.endswith((".safetensors", ".mp4")), name
     assert b"lab/video" in hub.read("lab/video", "README.md")
     assert files_in(saved / base_name) == before
     ((staged, variants, base),) = checks
@@ -139,19 +123,16 @@ def test_weights_that_are_written_anew_keep_their_precision_and_variants(hub, tm
 
 
 def test_variants_by_the_names_of_files():
-    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
-        assert variant_of(name) is None
+    assert variant_of("a-00001-of-00002.safetensors") is variant_of("a.safetensors.index.json") is None
     new = ("a.fp16-00001-of-00002.safetensors", "a.safetensors.index.fp16.json", "a.fp16.bin")
     old = ("a-00001-of-00002.fp16.safetensors", "a.safetensors.fp16.index.json")
     assert {variant_of(name) for name in (*new, *old)} == {"fp16"}
 
 
-def test_stale_are_weights_of_the_same_component_and_variant(folder, tmp_path):
-    same, *others = ["vae/a.bin", "vae/a.fp16.bin", "vae/config.json", "x.safetensors"]
-    assert stale([same, *others], stage(folder, tmp_path / "staged")) == [same]
-
-
-def test_a_lora_with_its_base(hub, lora, checks, plain_folders):
+def test_a_lora_with_its_base(hub, tmp_path, checks, plain_folders):
+    pipe, lora = joint_pipeline(NAME), tmp_path / "lora"
+    add_lora(pipe.unet, 2, 4.0)
+    save_lora(pipe.unet, lora, type(pipe))
     (lora / "log.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="is a LoRA, which cannot be checked without its base: name that with --base"):
         push_checkpoint(lora, "lab/lora")
@@ -175,17 +156,13 @@ def test_a_lora_with_its_base(hub, lora, checks, plain_folders):
 
 
 def test_a_plain_pipeline(hub, tmp_path):
-    """As `--objective direct` leaves it."""
     plain = shutil.copytree(PACKAGE.parents[1] / "examples/shapes/base", tmp_path / "plain")
     (plain / "README.md").unlink(missing_ok=True)
     push_checkpoint(plain, "lab/plain")
-    assert not [name for name in hub.files["lab/plain"] if name.endswith(".py")]
+    assert not any(name.endswith(".py") for name in hub.files["lab/plain"])
     assert b"without masks" in hub.read("lab/plain", "README.md")
     with pytest.raises(ValueError, match="fp16 and max_shard_size are for joint pipelines"):
         push_checkpoint(plain, "lab/plain", fp16=True)
-
-
-# push_to_hub
 
 
 def test_push_to_hub(base, hub):
@@ -212,30 +189,25 @@ def test_push_to_hub(base, hub):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("repo", "options", "message"),
     [
-        ({"safe_serialization": False}, "only safetensors are pushed"),
-        ({"subfolder": "a"}, "a pipeline is a repo of its own"),
-        ({"variant": "fp16", "fp16": True}, "saves both precisions: leave `variant` out"),
-        ({"revision": "b", "create_pr": True}, "a pull request goes to the main branch"),
+        ("lab/video", {"safe_serialization": False}, "only safetensors are pushed"),
+        ("lab/video", {"subfolder": "a"}, "a pipeline is a repo of its own"),
+        ("lab/video", {"variant": "fp16", "fp16": True}, "saves both precisions: leave `variant` out"),
+        ("lab/video", {"revision": "b", "create_pr": True}, "a pull request goes to the main branch"),
+        ("video", {}, "must be named \"org/name\", got 'video'"),
+        ("../video", {}, "must be named \"org/name\", got '../video'"),
+        ("lab/vi deo", {}, "must be named \"org/name\", got 'lab/vi deo'"),
     ],
 )
-def test_what_push_to_hub_refuses(options, message, hub):
+def test_what_push_to_hub_refuses(repo, options, message, hub):
     with pytest.raises(ValueError, match=message):
-        base_named(NAME).joint_pipeline.push_to_hub(SimpleNamespace(), "lab/video", **options)
+        base_named(NAME).joint_pipeline.push_to_hub(SimpleNamespace(), repo, **options)
     assert not hub.requests
-
-
-# Nothing is made on the Hub if something is wrong
 
 
 def truncate(folder):
     (folder / UNET).write_bytes((folder / UNET).read_bytes()[:-100])
-
-
-def spoil_header(folder):
-    path = folder / "vae/diffusion_pytorch_model.safetensors"
-    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
 
 
 def lose_a_shard(folder):
@@ -251,18 +223,15 @@ def write(name, text):
     "spoil, options, message",
     [
         (truncate, {}, r"unet/diffusion_pytorch_model.safetensors is damaged or cannot be read \(.*: save it"),
-        (spoil_header, {}, r"vae/diffusion_pytorch_model.safetensors is damaged or cannot be read"),
         (write("vae/pytorch_model.bin", ""), {}, "vae/pytorch_model.bin is a pickle, and only"),
         (lose_a_shard, {}, r"-00001-of-\d+.safetensors is missing, a shard that"),
         (lambda folder: shutil.rmtree(folder / "vae"), {}, "vae is missing, which model_index.json beside it names"),
         (lambda folder: (folder / "model_index.json").unlink(), {}, "is no checkpoint: it holds neither model_index"),
         (write(LORA, ""), {}, "holds both a pipeline .* and a LoRA"),
         (write("model_index.json", "{"), {}, r"model_index.json is not valid JSON"),
-        (write("model_index.json", "[]"), {}, r"model_index.json is not a JSON object"),
         (write("README.md", "---\na: [\n---\n"), {}, "the metadata of the card cannot be read"),
         (shutil.rmtree, {}, "trained is no folder: name one with a checkpoint in it"),
         (str, {"samples": {"a circle": "none.mp4"}}, "none.mp4 is no sample video"),
-        (str, {"samples": {"a circle": "README.md"}}, "README.md is no sample video"),
     ],
 )
 def test_a_bad_folder(spoil, options, message, hub, folder, checks):
@@ -270,22 +239,6 @@ def test_a_bad_folder(spoil, options, message, hub, folder, checks):
     with pytest.raises(ValueError, match=message) as error:
         push_checkpoint(folder, "lab/video", **options)
     assert "\n" not in str(error.value) and no_write(hub) and not checks
-
-
-@pytest.mark.parametrize("name", ["video", "lab/video/2", "", "lab/vi deo", "../video"])
-def test_names_that_the_hub_does_not_have(name, hub, folder):
-    with pytest.raises(ValueError, match=re.escape(f'must be named "org/name", got {name!r}')):
-        push_checkpoint(folder, name)
-    assert not hub.requests
-
-
-def test_a_licence_that_the_hub_does_not_know(hub, folder):
-    with pytest.raises(ValueError, match=r"does not take the metadata of the card: .*license.* must be one of"):
-        push_checkpoint(folder, "lab/video", license="mine")
-    assert not hub.repos
-
-
-# The Hub refuses
 
 
 @pytest.mark.parametrize(
@@ -334,41 +287,33 @@ def test_a_connection_that_is_cut_and_a_push_that_goes_on(hub, folder, monkeypat
     assert large == set(hub.uploads) and len(large) > 2
 
 
-# Tampered weights
-
-
 def test_weights_that_were_changed_on_the_way_or_on_the_disk(hub, folder, tmp_path):
     commit = push_checkpoint(folder, "lab/video").oid
     copy = shutil.copytree(download_checkpoint("lab/video", revision=commit), tmp_path / "copy")  # follows links
     (copy / "notes.txt").write_text("mine")
     verify_checkpoint(copy, "lab/video", revision=commit)
     path = copy / "vae/diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x99")
-    load_file(path)  # nothing else would see it
+    path.write_bytes(path.read_bytes()[:-1] + b"\x99")  # which loads: nothing else would see it
     (copy / "pipeline_modelscope_jdm.py").write_text("raise SystemExit")
     with pytest.raises(ValueError, match=r"and 1 more is not what lab/video holds .* Do not load it"):
         verify_checkpoint(copy, "lab/video", revision=commit)
 
     shutil.rmtree(tmp_path / "cache")
-    hub.tamper("lab/video", UNET)
+    file = hub.branch("lab/video")[UNET]
+    hub.objects[file.sha256] = bytes(file.size)  # and the Hub says the same sha256 as before
     with pytest.raises(ValueError, match=rf"{UNET} is not what lab/video holds \(sha256"):
         download_checkpoint("lab/video")
-
-
-def test_what_cannot_be_downloaded(hub, folder):
-    push_checkpoint(folder, "lab/video")
     for name, revision in (("lab/none", None), ("lab/video", "v9")):
-        with pytest.raises(ConnectionError, match=f"^{name} cannot be downloaded") as error:
+        with pytest.raises(ConnectionError, match=f"^{name} cannot be downloaded.+$"):
             download_checkpoint(name, revision=revision)
-        assert "\n" not in str(error.value)
     with pytest.raises(ConnectionError, match="the checksums of lab/none cannot be had"):
         verify_checkpoint(folder, "lab/none")
 
 
-# The card
-
-
 def test_the_card_is_completed(hub, folder, tmp_path):
+    with pytest.raises(ValueError, match=r"does not take the metadata of the card: .*license.* must be one of"):
+        push_checkpoint(folder, "lab/video", license="mine")
+    assert not hub.repos
     (tmp_path / "circle.mp4").write_bytes(b"video")
     text = (folder / "README.md").read_text().replace("Nothing is recorded about", "Mine: I wrote about")
     (folder / "README.md").write_text(text)
@@ -396,14 +341,14 @@ def test_a_shipped_card_loads_what_was_pushed(hub, folder):
     assert others in text  # not this checkpoint
 
 
-# The command
-
-
 def test_the_command(hub, folder, tmp_path, capsys):
     push = ["push", str(folder), "lab/video"]
     assert cli.main([*push, "--dry_run"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert no_write(hub) and listed[-1].endswith("loads and generates; nothing was uploaded.")
+    assert cli.main([*push, *["--sample", "a circle", "1.mp4"] * 2]) == 2
+    said = capsys.readouterr()
+    assert "two --sample have the same prompt" in said.err and said.err.count("\n") == 1 and no_write(hub)
     (tmp_path / "circle.mp4").write_bytes(b"video")
     options = ["--private", "--revision", "trial", "--license", "mit", "--commit_message", "Mine"]
     assert cli.main([*push, *options, "--sample", "a circle", str(tmp_path / "circle.mp4")]) == 0
@@ -413,20 +358,6 @@ def test_the_command(hub, folder, tmp_path, capsys):
     assert hub.files == {} and hub.repos["lab/video"]["visibility"] == "private"
     assert hub.messages["lab/video"] == ["Mine"]
     assert b"| Licence | mit |" in hub.read("lab/video", "README.md", "trial")
-
-
-@pytest.mark.parametrize(
-    ("repo", "options", "reason"),
-    [
-        ("a b/c", ["--dry_run"], 'must be named "org/name", got'),
-        ("lab/x", ["--dry_run", *["--sample", "a", "1.mp4"] * 2], "two --sample have the same prompt"),
-        ("lab/x", ["--metrics", "nothing"], "is no folder"),
-    ],
-)
-def test_wrong_arguments_are_one_line(repo, options, reason, hub, folder, capsys):
-    assert cli.main(["push", str(folder), repo, *options]) == 2
-    captured = capsys.readouterr()
-    assert reason in captured.err and captured.err.count("\n") == 1 and not captured.out and no_write(hub)
 
 
 def test_the_command_with_figures(hub, folder, tmp_path):

@@ -2,16 +2,15 @@
 
 import json
 import re
-import shutil
 import stat
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from small_repos import joint_pipeline
 
 from diffusers_jdm.hub import check
 from diffusers_jdm.hub.check import check_in_fresh_process, generate_one_step, main
+from diffusers_jdm.hub.repo import export_repo
 
 
 def test_one_step_of_a_joint_and_of_a_plain_pipeline(base, plain_pipeline):
@@ -20,6 +19,8 @@ def test_one_step_of_a_joint_and_of_a_plain_pipeline(base, plain_pipeline):
         denoiser.register_forward_hook(lambda *_, called=called: called.append(1))
         generate_one_step(pipe)
         assert len(called) == 1  # both halves of the guidance in one batch
+    with pytest.raises(ValueError, match="a list is no pipeline that this package makes or trains"):
+        generate_one_step([])
 
 
 @pytest.mark.parametrize("base_name", ["cogvideox"])
@@ -31,36 +32,15 @@ def test_weights_that_are_not_finite(base, component):
         generate_one_step(base.pipe)
 
 
-def test_a_pipeline_of_no_base():
-    with pytest.raises(ValueError, match="a list is no pipeline that this package makes or trains"):
-        generate_one_step([])
-
-
-@pytest.fixture
-def folder(tmp_path):
-    joint_pipeline("modelscope").save_pretrained(tmp_path / "joint")
-    return tmp_path / "joint"
-
-
-def test_every_variant_is_loaded(folder, monkeypatch, capsys):
-    loaded, load = [], DiffusionPipeline.from_pretrained
-
-    def from_pretrained(path, **options):
-        loaded.append(options)
-        return load(path, **options | {"variant": None})
-
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
-    assert main([str(folder), "--full", "--variant", "fp16"]) == 0
-    assert loaded == [{"variant": variant, "use_safetensors": True} for variant in (None, "fp16")]
-    assert capsys.readouterr().err.count("Error") == 0
-
-
-def test_what_does_not_load_is_one_line(folder, capsys):
-    shutil.rmtree(folder / "vae")
+def test_every_variant_is_loaded_and_what_does_not_load_is_one_line(tmp_path, capsys):
+    folder = export_repo(joint_pipeline("modelscope"), tmp_path / "joint", fp16=True)
+    command = [str(folder), "--full", "--variant", "fp16"]
+    assert main(command) == 0 and "Error" not in capsys.readouterr().err
+    (folder / "vae/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"damaged")
     config = json.loads((folder / "unet/config.json").read_text())
+    assert main(command) == 1 and "Error: " in capsys.readouterr().err.splitlines()[-1]
     (folder / "unet/config.json").write_text(json.dumps(config | {"cross_attention_dim": 48}))
-    assert main([str(folder), "--full"]) == 1
-    assert "Error: " in capsys.readouterr().err.splitlines()[-1]
+    assert main([str(folder), "--full"]) == 1 and "Error: " in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from small_latents import REGIONS, SETTINGS, entry, tensors, write
-from torch.utils.data import DataLoader
 
 from diffusers_jdm.errors import BadSampleError
 from diffusers_jdm.samples.dataset import Region
@@ -91,25 +90,7 @@ def test_no_tensors_are_held_and_few_shards_are_open(tmp_path, monkeypatch):
     assert torch.equal(pickle.loads(pickle.dumps(source)).read(3, None)["video"], tensors(3)["video"].float())
 
 
-def test_workers_read_what_the_process_itself_reads(folder):
-    source = LatentSource(folder)
-    source.read(0, None)  # something is open when the workers start
-    loader = DataLoader(
-        range(5), batch_size=None, num_workers=2, collate_fn=lambda i: source.read(i, source.regions(i)[2])
-    )
-    for index, sample in enumerate(loader):
-        assert torch.equal(sample["mask"], tensors(index)["mask.2"].float())
-
-
 # Damage. What of it the next run of precompute mends: test_latent_folder.py
-
-
-def test_a_folder_without_latents(tmp_path):
-    with pytest.raises(ValueError, match=r"no latents.json in it"):
-        LatentSource(tmp_path)
-    open_folder(tmp_path, SETTINGS, torch.ones(5, 6))
-    with pytest.raises(ValueError, match="holds no latents yet"):
-        LatentSource(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,17 +130,6 @@ def test_a_missing_or_truncated_shard_costs_its_own_clips(folder, share):
     with pytest.raises(BadSampleError, match=r"video cannot be read from .*shard-000-00001.safetensors"):
         source.read(2, None)
     source.read(0, None)
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_a_tensor_that_is_missing_or_not_finite(tmp_path, value):
-    stored = tensors(0)
-    bad = {} if value is None else {"mask.1": torch.full_like(stored.pop("mask.1"), value)}
-    stored.pop("mask.1", None)
-    source = one_clip(tmp_path, stored | bad)
-    source.read(0, source.regions(0)[0])
-    with pytest.raises(BadSampleError, match=r"mask.1 cannot be read" if value is None else "mask.1 holds NaN or inf"):
-        source.read(0, source.regions(0)[1])
 
 
 def test_a_bad_empty_prompt(folder):

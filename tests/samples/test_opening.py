@@ -1,16 +1,12 @@
 """What a run finds out before it loads a model. Kinds of damage, one by one: tests/train_scripts/test_damage.py."""
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from small_data import joint_base
 from small_models import SMALL
 
 from diffusers_jdm.bases.base import read_configs
-from diffusers_jdm.errors import BadSampleError, TrainingError
+from diffusers_jdm.errors import TrainingError
 from diffusers_jdm.samples.latents import LatentSource
 from diffusers_jdm.samples.opening import check_same_encoders, open_source, open_videos
 from diffusers_jdm.samples.videos import VideoSource
@@ -81,37 +77,6 @@ def test_latents_that_do_not_fit(latents, configs, size, signal, change, message
 def test_latents_of_another_base(latents_folders, plain_folders):
     with pytest.raises(TrainingError, match="holds latents of modelscope, and the base is cogvideox"):
         opened(latents_folders["modelscope"], read_configs(plain_folders["cogvideox"]))
-
-
-def test_folders_that_hold_something_else(configs, tmp_path):
-    with pytest.raises(TrainingError, match=r"--train_data_dir .*nowhere/at/all is not a folder"):
-        opened(tmp_path / "nowhere/at/all", configs)
-    with pytest.raises(TrainingError, match=r"holds neither a manifest .* nor latents"):
-        opened(tmp_path, configs)
-    with pytest.raises(TrainingError, match="holds no manifest"):
-        open_videos(tmp_path, configs, NO_SIZE, "mask")
-
-
-@pytest.mark.parametrize("complete", [False, None])
-def test_unfinished_latents(complete, latents, configs, tmp_path):
-    folder = Path(shutil.copytree(latents.folder, tmp_path / "latents"))
-    settings = json.loads((folder / "latents.json").read_text())
-    assert settings.pop("complete") is True
-    settings |= {} if complete is None else {"complete": complete}
-    (folder / "latents.json").write_text(json.dumps(settings))
-    with pytest.raises(TrainingError, match=r"is not finished: run train_scripts/precompute_latents.py to its end"):
-        opened(folder, configs)
-
-
-def test_latents_none_of_which_can_be_read(latents, configs, tmp_path):
-    folder = Path(shutil.copytree(latents.folder, tmp_path / "latents"))
-    (folder / "empty_prompt.safetensors").unlink()
-    with pytest.raises(BadSampleError, match="the empty prompt's embedding cannot be read"):
-        opened(folder, configs)
-    for path in folder.glob("shard-*.safetensors"):
-        path.unlink()
-    with pytest.raises(TrainingError, match=r"none of the 8 samples can be read; the last: .*cannot be read from"):
-        opened(folder, configs)
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])

@@ -1,5 +1,3 @@
-import pickle
-import shutil
 from pathlib import Path
 
 import av
@@ -7,11 +5,9 @@ import numpy as np
 import pytest
 import torch
 from small_clips import HEIGHT, NUM_FRAMES, WIDTH, clip, clip_row, signal_of, write_clips, write_rows, write_signals
-from torch.utils.data import DataLoader
 
 from diffusers_jdm.data.video import fit
 from diffusers_jdm.errors import BadSampleError
-from diffusers_jdm.masks import rle_encode
 from diffusers_jdm.samples.dataset import Region
 from diffusers_jdm.samples.subsets import non_empty_subsets
 from diffusers_jdm.samples.videos import VideoSource
@@ -116,15 +112,6 @@ def test_real_footage():
     assert np.array_equal(front["video"], [frame[:, 16:64] for frame in every[:27:3]])
 
 
-def test_workers_read_what_the_process_itself_reads(source):
-    source.read(0, None)  # something is open when the workers start
-    loader = DataLoader(range(2), batch_size=None, num_workers=2, collate_fn=lambda i: source.read(i, BOTH))
-    for index, sample in enumerate(loader):
-        expected = source.read(index, BOTH)
-        assert torch.equal(sample["video"], expected["video"]) and torch.equal(sample["mask"], expected["mask"])
-    assert torch.equal(pickle.loads(pickle.dumps(source)).read(1, None)["video"], source.read(1, None)["video"])
-
-
 def test_what_is_wrong_as_a_whole(source, tmp_path):
     for size in ((0, 8, 8), (9, -1, 8)):
         with pytest.raises(ValueError, match="must be positive"):
@@ -132,39 +119,6 @@ def test_what_is_wrong_as_a_whole(source, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no manifest"):
         VideoSource(tmp_path / "empty", *SIZE)
-
-
-# A sample that is bad does not keep the others from being read.
-
-
-def twice_as_high(row):
-    masks = np.repeat(clip(0).masks, 2, axis=2)
-    return [region | {"rle": rle_encode(mask)} for region, mask in zip(row["regions"], masks)]
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda row: {"video": "gone.mp4"}, "gone.mp4 is missing"),
-        (lambda row: {"video": "cut.mp4"}, "cut.mp4 cannot be decoded"),
-        (lambda row: {"num_frames": 20, "frame_index": [*range(8), 15]}, "ends after 9 frames; frame 15"),
-        (lambda row: {"height": 48, "width": 64, "regions": [], "cmi": None}, "is 24×32 pixels"),
-        (lambda row: {"frame_index": [0, 1]}, "object 0 has 9 masks for 2 frames"),
-        (lambda row: {"regions": twice_as_high(row)}, "object 0, frame 0: the RLE of mask 0 covers 1536 pixels"),
-        (lambda row: {"caption": ""}, "its caption is empty"),
-        (lambda row: {"cmi": [[float("nan")] * 2] * 2}, "NaN, inf or null"),
-        (lambda row: {"cmi": [[0.0]]}, "must be 2×2"),
-    ],
-)
-def test_a_bad_sample_says_why(tmp_path, row, change, reason):
-    shutil.copy(tmp_path / "0.mp4", tmp_path / "cut.mp4")
-    (tmp_path / "cut.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:2000])
-    changed = row | {"id": "bad"} | change(row)
-    source = source_of(tmp_path, changed, row)
-    with pytest.raises(BadSampleError, match=reason) as error:
-        source.read(0, BOTH if changed["regions"] is not row["regions"] and changed["regions"] else None)
-    assert "\n" not in str(error.value)
-    source.read(1, BOTH)
 
 
 def test_too_few_frames_for_a_clip(source):

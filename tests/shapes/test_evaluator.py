@@ -37,20 +37,14 @@ def test_a_wrong_shape_is_a_wrong_object_but_a_right_colour():
     assert score(found, [("red", "circle")])["count"] == 0.0
 
 
-def test_two_objects_of_one_colour_are_two_and_an_empty_video_has_none():
+def test_objects_of_one_colour_are_told_apart_and_blobs_have_no_shape():
     found = find_objects(drawing(still("cyan", "circle", 12, 12), still("cyan", "square", 34, 34, radius=7)))
     assert sorted(obj.shape for obj in found) == ["circle", "square"]
-    assert find_objects(drawing()) == []
-
-
-def test_a_blob_that_is_no_shape_has_none():
     frames = drawing()
+    assert find_objects(frames) == []
     frames[:, 4:44, 22:25] = (0.92, 0.12, 0.12)  # a thin bar
-    (found,) = find_objects(frames)
-    assert found.colour == "red" and found.shape is None
-
-
-def test_empty_masks_agree_and_frames_of_another_shape_are_refused():
+    (bar,) = find_objects(frames)
+    assert bar.colour == "red" and bar.shape is None
     assert mask_iou(np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool)) == 1.0
     with pytest.raises(ValueError, match=r"\(F, H, W, 3\)"):
         find_objects(np.zeros((4, 4, 3)))

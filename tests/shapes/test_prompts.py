@@ -34,9 +34,6 @@ def test_true_clips_show_what_is_said(group):
         assert {obj.kind for obj in find_objects(clip.video / np.float32(255))} == set(prompt.kinds)
 
 
-# Relations
-
-
 def test_the_longer_axis_decides_and_y_points_down():
     assert relation_of((5, 1), (5, 9)) == "above"
     for relation, direction in RELATIONS.items():

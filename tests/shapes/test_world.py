@@ -13,17 +13,9 @@ from diffusers_jdm.shapes.world import (
     UNSEEN_KINDS,
     allowed,
     caption_kinds,
-    coverage,
     is_held_out_pair,
     sample_clip,
 )
-
-
-def test_a_clip_is_a_function_of_seed_and_index():
-    first, again, other = sample_clip(3, 5), sample_clip(3, 5), sample_clip(3, 6)
-    assert np.array_equal(first.video, again.video) and np.array_equal(first.masks, again.masks)
-    assert first.caption == again.caption
-    assert not np.array_equal(first.video, other.video)
 
 
 @pytest.mark.parametrize("split", ["train", "pairs", "unseen", "company"])
@@ -45,20 +37,16 @@ def test_held_out_splits_are_disjoint_from_training():
     assert len(KINDS) + len(UNSEEN_KINDS) == len(COLOURS) * len(SHAPES)
     for kinds in combinations(KINDS, 2):
         assert not (allowed(list(kinds), "train") and allowed(list(kinds), "pairs"))
+    seen = {frozenset(obj.kind for obj in sample_clip(0, index, "company").objects) for index in range(200)}
+    assert seen == COMPANY and all(allowed(list(pair), "train") for pair in COMPANY)
     for count, templates in TEMPLATES.items():
         assert not set(templates) & set(HELD_OUT_TEMPLATES[count])
 
 
-def test_objects_of_the_split_company_stand_with_few_others():
-    seen = {frozenset(obj.kind for obj in sample_clip(0, index, "company").objects) for index in range(200)}
-    assert seen == COMPANY and all(allowed(list(pair), "train") for pair in COMPANY)
-    assert max(sum(kind in pair for pair in COMPANY) for kind in KINDS) == 4
-    assert len(COMPANY) < 0.25 * sum(allowed(list(pair), "train") for pair in combinations(KINDS, 2))
-
-
 def test_objects_stay_inside_and_apart_and_masks_are_the_painted_pixels():
     for index in range(40):
-        clip = sample_clip(1, index, num_frames=5, height=40, width=48)
+        clip, again = (sample_clip(1, index, num_frames=5, height=40, width=48) for _ in range(2))
+        assert np.array_equal(clip.video, again.video) and clip.caption == again.caption
         assert clip.video.shape == (5, 40, 48, 3) and clip.video.dtype == np.uint8
         assert clip.masks.shape == (len(clip.objects), 5, 40, 48) and clip.masks.dtype == bool
         for one, two in combinations(clip.masks, 2):
@@ -67,14 +55,6 @@ def test_objects_stay_inside_and_apart_and_masks_are_the_painted_pixels():
         assert (saturation[clip.masks.any(0)] > 60).all()  # inside a mask there is colour
         assert saturation[~clip.masks.any(0)].max() < 150  # outside at most the softened outline
         assert clip.masks[..., 1:-1, 1:-1].sum() > 0.99 * clip.masks.sum()  # nothing is cut off by the border
-
-
-def test_areas_follow_geometry():
-    centre = np.array([[64.0, 64.0]])
-    area = {shape: coverage(shape, centre, 40.0, 128, 128).sum() for shape in SHAPES}
-    assert area["circle"] == pytest.approx(np.pi * (0.92 * 40) ** 2, rel=0.01)
-    assert area["square"] == pytest.approx((2 * 0.82 * 40) ** 2, rel=0.02)
-    assert area["triangle"] == pytest.approx(3 * np.sqrt(3) * (0.62 * 40) ** 2, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +70,7 @@ def test_wrong_arguments_are_named(arguments, message):
         sample_clip(0, 0, **arguments)
 
 
-@pytest.mark.parametrize("text", ["", "a dog", "a red circle and a dog", "a red circle moving", "a red circle."])
+@pytest.mark.parametrize("text", ["", "a red circle and a dog", "a red circle moving", "a red circle."])
 def test_other_texts_are_no_captions(text):
     with pytest.raises(ValueError, match="no caption of the small world"):
         caption_kinds(text)

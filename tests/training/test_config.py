@@ -1,12 +1,11 @@
 import dataclasses
 import math
-from types import NoneType
 from typing import get_args
 
 import pytest
 from conftest import ROOT, load_script
 
-from diffusers_jdm.training.config import TrainConfig, check_flag, flag, parse_flags
+from diffusers_jdm.training.config import Flags, TrainConfig, flag, parse_flags
 
 NEEDED = {"pretrained_model_name_or_path": "base", "train_data_dir": "data"}
 
@@ -19,20 +18,16 @@ def parse(script, *argv):
     return script.parse_args(["--pretrained_model_name_or_path", "base", "--train_data_dir", "data", *argv])
 
 
-def flags_of_all_scripts():
-    scripts = ("train_jdm_cogvideox", "train_jdm_modelscope", "precompute_latents", "train_mask_decoder")
-    for name in scripts:
-        kinds = [kind for kind in vars(load_script(name)).values() if dataclasses.is_dataclass(kind)]
-        (own,) = (kind for kind in kinds if kind.__module__ == name)
-        yield from dataclasses.fields(own)
-
-
-def test_every_number_has_bounds_and_every_help_text_stands_alone():
-    for field in flags_of_all_scripts():
-        kinds = {kind for kind in get_args(field.type) or (field.type,) if kind is not NoneType}
+@pytest.mark.parametrize(
+    "script", ["train_jdm_cogvideox", "train_jdm_modelscope", "precompute_latents", "train_mask_decoder"]
+)
+def test_every_number_has_bounds_and_every_help_text_stands_alone(script):
+    kinds = [kind for kind in vars(load_script(script)).values() if dataclasses.is_dataclass(kind)]
+    (own,) = (kind for kind in kinds if kind.__module__ == script)
+    for field in dataclasses.fields(own):
+        text, kinds = field.metadata["help"], {*get_args(field.type), field.type}
         if kinds & {int, float} and field.name != "guidance_scale":  # any finite number
             assert field.metadata["bounds"], field.name
-        text = field.metadata["help"]
         assert text[0].isupper() and text[-1] not in ".," and len(text) > 15, field.name
 
 
@@ -40,32 +35,23 @@ def test_every_number_has_bounds_and_every_help_text_stands_alone():
     ("bounds", "good", "bad", "rule"),
     [
         ({"above": 0}, (1, 1e-9, None), (0, -1), "be a positive number"),
-        ({"above": 2}, (2.1,), (2,), "be above 2"),
         ({"at_least": 0}, (0, 7), (-1, -1e-9), "not be negative"),
-        ({"at_least": 3}, (3,), (2,), "be at least 3"),
+        ({"above": 2, "at_least": 3}, (3,), (2.5,), "be at least 3"),
         ({"at_least": 0, "below": 1}, (0.0, 0.99), (1, 1.0), "be below 1"),
         ({"within": (0, 1)}, (0, 0.5, 1), (-0.1, 1.1), r"lie in \[0, 1\]"),
         ({}, (-3.0, None, "nan", True), (math.nan, math.inf, -math.inf), "be a finite number"),
     ],
 )
 def test_a_value_out_of_its_bounds_is_one_clear_line(bounds, good, bad, rule):
+    @dataclasses.dataclass
+    class Small(Flags):
+        rank: int = flag(None, "Rank of a small LoRA", **bounds)
+
     for value in good:
-        check_flag("rank", value, **bounds)
+        assert Small(value).rank == value
     for value in bad:
         with pytest.raises(ValueError, match=rf"^--rank must {rule}, got {value}\.$"):
-            check_flag("rank", value, **bounds)
-
-
-def test_bounds_hold_for_a_config_s_fields():
-    @dataclasses.dataclass
-    class Small(TrainConfig):
-        rank: int = flag(3, "Rank of a small LoRA", above=2)
-
-    assert Small(**NEEDED).rank == 3
-    with pytest.raises(ValueError, match=r"^--rank must be above 2, got 2\.$"):
-        Small(**NEEDED, rank=2)
-    with pytest.raises(ValueError, match=r"^--train_data_dir is needed\.$"):
-        config(train_data_dir="")
+            Small(value)
 
 
 # What the flags say together
@@ -82,7 +68,6 @@ def test_bounds_hold_for_a_config_s_fields():
         ({"exact_two_pass": True, "layout_probability": 0.5}, "--layout_probability do not go with --exact_two_pass"),
         ({"segment_probability": 0.6, "layout_probability": 0.6}, "must not be more than 1 together"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 5}, "--lr_warmup_steps 5 is not below --max_train_steps 5"),
-        ({"lr_scheduler": "polynomial", "lr_warmup_steps": 9}, "--lr_warmup_steps 9 is not below"),
         ({"report_to": "carrier-pigeon"}, "--report_to carrier-pigeon: accelerate knows no such tracker"),
         ({"use_8bit_adam": True}, "needs bitsandbytes, which is not installed"),
         ({"use_lora": True}, "--use_lora needs peft, which is not installed"),
@@ -124,52 +109,29 @@ def test_the_global_batch_is_over_all_processes(world_size, accumulation, monkey
 
 # Command lines
 
-PAPER = {  # A.7
-    "cogvideox": {
-        "learning_rate": 5e-5,
-        "max_train_steps": 10_000,
-        "global_batch_size": 768,
-        "mixed_precision": "fp16",
-    },
-    "modelscope": {
-        "learning_rate": 1e-5,
-        "max_train_steps": 30_000,
-        "global_batch_size": 960,
-        "mixed_precision": "bf16",
-    },
-}
-PAPER["modelscope"]["lr_scheduler"] = "onecycle"
 
-
-def test_the_preset_is_the_paper_s_and_flags_win(train_script, base_name, monkeypatch):
+def test_the_preset_is_the_paper_s_and_flags_win(base_name, train_script, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    made = vars(parse(train_script, "--preset", "paper"))
-    assert made | PAPER[base_name] == made and made["proportion_empty_prompts"] == 0.1
-    assert made["train_batch_size"] * made["gradient_accumulation_steps"] * 8 == PAPER[base_name]["global_batch_size"]
-    default = parse(train_script)
-    assert default.learning_rate == PAPER[base_name]["learning_rate"]
-    assert default.max_train_steps == PAPER[base_name]["max_train_steps"]
-    assert default.global_batch_size is None and default.mixed_precision is None
-    own = ["--learning_rate", str(default.learning_rate), "--max_train_steps", "7", "--global_batch_size", "32"]
+    made, default = parse(train_script, "--preset", "paper"), parse(train_script)
+    lr, steps, batch = {"cogvideox": (5e-5, 10_000, 768), "modelscope": (1e-5, 30_000, 960)}[base_name]  # A.7
+    assert (made.learning_rate, made.max_train_steps, made.global_batch_size) == (lr, steps, batch)
+    assert (default.learning_rate, default.max_train_steps, default.global_batch_size) == (lr, steps, None)
+    assert made.train_batch_size * made.gradient_accumulation_steps * 8 == batch
+    own = ["--learning_rate", str(lr), "--max_train_steps", "7", "--global_batch_size", "32"]
     for argv in (["--preset", "paper", *own], [*own, "--preset", "paper"]):
         made = parse(train_script, *argv)
-        assert (made.learning_rate, made.max_train_steps) == (default.learning_rate, 7)
-        assert (made.global_batch_size, made.gradient_accumulation_steps) == (32, 1)
+        assert (made.learning_rate, made.max_train_steps, made.global_batch_size) == (lr, 7, 32)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--colour red", "unrecognized arguments: --colour red"),
         ("--learning_rat 1", "unrecognized arguments: --learning_rat 1"),
         ("--max_train 1", "unrecognized arguments: --max_train 1"),  # a short form
         ("--use_ema perhaps", "unrecognized arguments: perhaps"),
         ("--learning_rate", "--learning_rate: expected one argument"),
         ("--max_train_steps ten", "--max_train_steps: invalid int value: 'ten'"),
-        ("--train_batch_size 2.5", "--train_batch_size: invalid int value: '2.5'"),
         ("--lr_scheduler cosin", "--lr_scheduler: invalid choice: 'cosin'"),
-        ("--mixed_precision fp8", "--mixed_precision: invalid choice: 'fp8'"),
-        ("--learning_rate nan", "--learning_rate must be a finite number, got nan."),
         ("--loss_weight 1.5", "--loss_weight must lie in [0, 1], got 1.5."),
         ("--train_data_dir=", "--train_data_dir is needed."),
     ],
@@ -182,8 +144,5 @@ def test_a_wrong_command_line_is_one_clear_line(argv, message, train_scripts, ca
 
 
 def test_a_command_line_becomes_a_config():
-    argv = "--pretrained_model_name_or_path b --train_data_dir d --use_ema --rank 3 --guidance_scale -1.5 --height 16"
-    made = parse_flags(TrainConfig, "", argv.split())
-    assert made == config(
-        pretrained_model_name_or_path="b", train_data_dir="d", use_ema=True, rank=3, guidance_scale=-1.5, height=16
-    )
+    argv = "--pretrained_model_name_or_path base --train_data_dir data --use_ema --rank 3 --guidance_scale -1.5"
+    assert parse_flags(TrainConfig, "", argv.split()) == config(use_ema=True, rank=3, guidance_scale=-1.5)

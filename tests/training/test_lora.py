@@ -1,12 +1,10 @@
 """LoRA: a file that plain `load_lora_weights` turns into exactly what was trained, projections and all."""
 
-import json
 import warnings
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from safetensors.torch import load_file
 from small_data import joint_base
 from small_models import SMALL
@@ -165,42 +163,6 @@ def test_the_saved_lora_makes_a_fresh_pipeline_the_trained_one(base_name, tmp_pa
     assert all((new - old).abs().max() > 0.1 for new, old in zip(after, before))
 
 
-def test_the_metadata_carries_ranks_and_alphas(base_name, tmp_path):
-    """Diffusers takes alpha for the rank where there is no metadata: without it the output must be another one."""
-    base = trained(base_name)
-    save(base, tmp_path)
-    with safe_open(tmp_path / FILE, "pt") as file:
-        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
-    known = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules")
-    assert metadata.keys() == {f"{base.component}.{key}" for key in known}
-    expected = {name: layer.scaling["default"] for name, layer in lora_layers(base).items()}
-    fresh = load(joint(base_name), tmp_path)
-    assert {name: layer.scaling["jdm"] for name, layer in lora_layers(fresh).items()} == expected
-    assert set(expected.values()) == {1.0, ALPHA / RANK}
-    without = load(joint(base_name), load_file(tmp_path / FILE))
-    assert not torch.equal(generate(without)[0], generate(base)[0])
-
-
-def test_it_scales_fuses_and_unloads_like_any_lora(base_name, tmp_path):
-    save(trained(base_name), tmp_path)
-    base = joint(base_name)
-    before, weights = generate(base), {name: p.clone() for name, p in denoiser(base).state_dict().items()}
-    full = generate(load(base, tmp_path))
-    base.pipe.unload_lora_weights()
-    assert all_equal(denoiser(base).state_dict(), weights) and all_equal(generate(base), before)
-
-    load(base, tmp_path)
-    base.pipe.set_adapters("jdm", 0.0)
-    assert all_equal(generate(base), before)
-    base.pipe.set_adapters("jdm", 0.5)
-    half = generate(base)[1]
-    assert not torch.allclose(half, full[1], atol=1e-2) and not torch.allclose(half, before[1], atol=1e-2)
-    base.pipe.set_adapters("jdm", 1.0)
-    assert all_equal(generate(base), full)
-    base.pipe.fuse_lora(components=[base.component])
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(generate(base), full))
-
-
 def test_a_bf16_base_trains_an_fp32_lora(base_name, tmp_path):
     base = trained(base_name, torch.bfloat16)
     model = denoiser(base)
@@ -235,31 +197,6 @@ def test_a_file_is_replaced_at_once_also_by_a_gathered_state_dict(base_name, tmp
     assert not all_equal(load_file(save(base, tmp_path)), before)
     assert all_equal(load_file(save(base, tmp_path, gathered)), before)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
-
-
-# Plain bases
-
-
-def test_a_plain_transformer_gets_attention_layers_only(tmp_path):
-    base, fresh = (type(joint("cogvideox"))(SMALL["cogvideox"].base_pipeline()) for _ in range(2))
-    add_lora(denoiser(base), RANK, ALPHA)
-    assert all(".attn1." in name for name in lora_layers(base))
-    for parameter in trainable_state_dict(denoiser(base)).values():
-        parameter.normal_(std=0.1)
-    save(base, tmp_path)
-    call = SMALL["cogvideox"].CALL | {"output_type": "latent"}
-    expected, before = (b.pipe(**call, generator=torch.Generator().manual_seed(0)).frames for b in (base, fresh))
-    after = load(fresh, tmp_path).pipe(**call, generator=torch.Generator().manual_seed(0)).frames
-    assert torch.equal(after, expected) and not torch.equal(after, before)
-    save(trained("cogvideox"), tmp_path / "joint")
-    with pytest.raises(RuntimeError, match=r"size mismatch for patch_embed\.proj"):
-        load(base, tmp_path / "joint")
-
-
-def test_a_plain_unet_is_refused():
-    message = "cannot load a LoRA into a UNet3DConditionModel: train all weights, or a joint"
-    with pytest.raises(ValueError, match=message):
-        add_lora(SMALL["modelscope"].base_pipeline().unet, RANK, ALPHA)
 
 
 # Checkpoints

@@ -286,7 +286,7 @@ class ModelScopeJDMPipeline(
         Arguments not named here are [`StableDiffusionPipeline`]'s.
 
         Args:
-            height, width: in pixels, multiples of 8 and of the VAE's factor. By default the U-Net's `sample_size`.
+            height, width: in pixels, multiples of 8. By default the U-Net's `sample_size`.
             num_frames: any number of frames. By default those of `masks`, or 16.
             latents: the first noise of the *video*. The mask's is derived from it, sample by sample.
             callback, callback_steps: `callback(step, timestep, latents)`, every so many steps.
@@ -323,8 +323,6 @@ class ModelScopeJDMPipeline(
         batch_size = 1 if isinstance(prompt, str) else len(prompt_embeds if prompt is None else prompt)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must be one, or as many as the {batch_size} prompts, got {len(generator)}.")
-        if height % factor or width % factor:
-            raise ValueError(f"`height` and `width` must be multiples of {factor}, got {height} and {width}.")
         if objects is not None:
             self.check_roles("`objects`")
             objects = [objects] if batch_size == 1 and objects and isinstance(objects[0], str) else objects

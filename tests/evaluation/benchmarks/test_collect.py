@@ -1,15 +1,14 @@
 """Results of both benchmarks, one by one and as the paper's tables."""
 
-import argparse
 import csv
 import json
 from pathlib import Path
 
 import pytest
 
+from diffusers_jdm import cli
 from diffusers_jdm.evaluation.benchmarks import t2v_compbench, vbench
 from diffusers_jdm.evaluation.benchmarks.collect import collect
-from diffusers_jdm.evaluation.benchmarks.commands import add_collect_verb
 from diffusers_jdm.evaluation.benchmarks.paper_tables import COMPBENCH_COLUMNS, VBENCH_COLUMNS
 
 
@@ -18,7 +17,7 @@ def details(count: int) -> list[dict]:
 
 
 def write_vbench(folder: Path, scores: dict[str, float], count: int | None = None) -> Path:
-    """One file for each dimension, as `vbench evaluate` writes them, and the other file that it writes beside."""
+    """As `vbench evaluate` writes them."""
     folder.mkdir(parents=True, exist_ok=True)
     for dimension, score in scores.items():
         content = {dimension: [score, details(count or vbench.expected_videos()[dimension])]}
@@ -58,77 +57,43 @@ def rows_of(text: str, title: str) -> dict[str, list[str]]:
     return rows
 
 
-# Single files
-
-
-def test_scores_and_counts_of_vbench_are_read(tmp_path):
-    path = tmp_path / "results_2025-01-01-00:00:00_eval_results.json"
-    path.write_text(json.dumps({"scene": [0.5468, details(430)], "color": [0.826, details(401)]}))
-    found = vbench.read_results(path)
-    assert found["scene"] == {"score": 0.5468, "videos": 430, "file": str(path)}
-    assert found["color"]["videos"] == 401  # VBench leaves out videos in which it sees no colour of the object
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
         ("a text that somebody called .json", "is not valid JSON"),
-        ({}, "is not a result of VBench"),
         ({"scenery": [0.5, details(430)]}, "is not a result of VBench"),
         ({"scene": 0.5}, "scene must be .score, results of the videos."),
         ({"scene": [0.5, details(429)]}, "scene is about 429 videos, not 430"),
-        ({"color": [0.5, details(426)]}, "color is about 426 videos, not 425"),
         ({"color": [0.5, []]}, "color is about 0 videos"),
         ({"scene": [float("nan"), details(430)]}, "the score of scene is nan, no finite number"),
-        ({"scene": [True, details(430)]}, "the score of scene is True"),
         ({"scene": [54.68, details(430)]}, "the score of scene is 54.68; VBench's lie between -1 and 1"),
     ],
 )
 def test_wrong_results_of_vbench_are_one_line_that_names_the_file(tmp_path, content, message):
     path = tmp_path / "x_eval_results.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content, indent=4))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=f"^[^\\n]*x_eval_results.json[^\\n]*{message}[^\\n]*$"):
         vbench.read_results(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("category", "bad"), [("consistent_attr", 2), ("motion_binding", 0), ("action_binding", 2)])
-def test_scores_and_counts_of_compbench_are_read(tmp_path, category, bad):
-    path = write_compbench(tmp_path, category, bad=bad)
-    figures = {"score": 0.61, "videos": 200, "unread": bad, "file": str(path)}
-    assert t2v_compbench.read_results(path) == {category: figures}
-    others = ["mymodel_motion_back_fore.csv", "mymodel_foreground.csv", "mymodel_2dframe.csv", "mymodel_score.csv"]
-    assert [t2v_compbench.category_of(Path(name)) for name in others] == [None] * 4
-    with pytest.raises(ValueError, match=r"mymodel_score.csv is not a result of T2V-CompBench"):
-        t2v_compbench.read_results(Path("mymodel_score.csv"))
+def test_wrong_results_of_compbench_are_one_line_that_names_the_file(tmp_path):
+    def replaced(path, old, new):
+        path.write_text(path.read_text().replace(old, new))
 
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"count": 100}, "is about 100 videos, not 200"),
-        ({"score": "nan"}, "the score is 'nan', no number between 0 and 1"),
-        ({"score": "high"}, "the score is 'high', no number between 0 and 1"),
-        ({"score": 9.5}, "the score is '9.5', no number between 0 and 1"),
-        ({"scores": 0}, "does not end in the line “score: ”"),
-        ({"scores": 2}, "has 2 lines “score: ”: the script ran again"),
-        (("0200.png", "0199.png"), "of its 200 videos, 1 are there twice"),
-        (b"a text\n", "is not a result of T2V-CompBench: a first line"),
-        (b"\xff\xfe\x00", "is no CSV file"),
-    ],
-)
-def test_wrong_results_of_compbench_are_one_line_that_names_the_file(tmp_path, changes, message):
-    path = write_compbench(tmp_path, "consistent_attr", **changes if isinstance(changes, dict) else {})
-    if isinstance(changes, tuple):
-        path.write_text(path.read_text().replace(*changes))
-    elif isinstance(changes, bytes):
-        path.write_bytes(changes)
-    with pytest.raises(ValueError, match=message) as error:
-        t2v_compbench.read_results(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-# The tables
+    for changes, damage, message in (
+        ({"count": 100}, None, "is about 100 videos, not 200"),
+        ({"score": 9.5}, None, "the score is '9.5', no number between 0 and 1"),
+        ({"scores": 0}, None, "does not end in the line “score: ”"),
+        ({"scores": 2}, None, "has 2 lines “score: ”: the script ran again"),
+        ({}, lambda path: replaced(path, "0200.png", "0199.png"), "of its 200 videos, 1 are there twice"),
+        ({}, lambda path: path.write_text("a text\n"), "is not a result of T2V-CompBench: a first line"),
+        ({}, lambda path: path.write_bytes(b"\xff\xfe\x00"), "is no CSV file"),
+    ):
+        path = write_compbench(tmp_path, "consistent_attr", **changes)
+        if damage:
+            damage(path)
+        with pytest.raises(ValueError, match=rf"^.*consistent_attr.*\.csv.*{message}.*$"):
+            t2v_compbench.read_results(path)
 
 
 def test_tables_have_the_shape_of_the_papers(tmp_path):
@@ -149,9 +114,7 @@ def test_tables_have_the_shape_of_the_papers(tmp_path):
     assert "27.97 in Table 5" in text
 
     written = json.loads((tmp_path / "out.json").read_text())
-    scene = written["vbench"]["ours base"]["scene"]
-    assert (scene["score"], scene["videos"]) == (scores_of_all(0.2)["scene"], 430)
-    assert Path(scene["file"]).name == "results_scene_eval_results.json"
+    assert written["vbench"]["ours base"]["scene"]["score"] == scores_of_all(0.2)["scene"]
     assert written["paper"]["vbench_percent"]["CogVideoX-2B+JDM"]["overall_consistency"] == 27.51
     assert written["paper"]["t2v_compbench"]["ModelScopeT2V+JDM"]["action_binding"] == 0.4016
 
@@ -172,29 +135,27 @@ def test_wrong_inputs_are_one_line_that_names_the_file(tmp_path):
     folder = write_vbench(tmp_path / "base", {"scene": 0.5})
     again = write_vbench(tmp_path / "again", {"scene": 0.5})
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("scene: 0.5")
+    for name in ("notes.txt", "x_score.csv"):
+        (tmp_path / name).write_text("scene: 0.5")
     for results, message in (
         ([str(folder)], "must be NAME=PATH"),
+        ([f"a={tmp_path / 'x_score.csv'}"], "x_score.csv is not a result of T2V-CompBench"),
         ([f"a={tmp_path / 'nowhere'}"], "nowhere does not exist"),
         ([f"a={tmp_path / 'empty'}"], "empty holds no"),
         ([f"a={tmp_path / 'notes.txt'}"], "notes.txt must be a .json file of VBench or a .csv file"),
         ([f"a={folder}"], r"a has no VBench result of multiple_objects, .* in .*results_scene_eval_results.json"),
         ([f"a={folder}", f"a={again}"], r"a has scene twice: in .*results.json and .*again/results_scene"),
     ):
-        with pytest.raises(ValueError, match=message) as error:
+        with pytest.raises(ValueError, match=message):
             collect(results)
-        assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no dimension 'colour'"):
         collect([f"a={folder}"], dimensions=["colour"])
 
 
 def test_the_verb_shows_chosen_dimensions(tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    add_collect_verb(parser.add_subparsers())
     folder = write_vbench(tmp_path / "base", {"scene": 0.5, "color": 0.8})
     flags = ["--dimensions", "scene, color", "--output", str(tmp_path / "out.json")]
-    arguments = parser.parse_args(["collect", f"base={folder}", *flags])
-    arguments.run(arguments)
+    assert cli.main(["evaluate", "collect", f"base={folder}", *flags]) == 0
     said = capsys.readouterr().out
     assert rows_of(said, "Table 1")["Model"] == ["Color", "Scene"]
     assert rows_of(said, "Table 1")["base"] == ["80.00", "50.00"] and f"Wrote {tmp_path / 'out.json'}" in said

@@ -1,4 +1,4 @@
-"""What a joint model costs: exact counts, times that a busy machine does not bend, whole calls, and what goes wrong in one line."""
+"""What a joint model costs: counts, times, whole calls."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,6 @@ from diffusers_jdm.evaluation.overhead import measure, timing
 from diffusers_jdm.evaluation.overhead.denoisers import (
     checkpoint_pair,
     count_parameters,
-    load,
     operations,
     released_pair,
     with_random_weights,
@@ -29,34 +28,23 @@ from diffusers_jdm.hub.convert import convert
 from diffusers_jdm.roles import add_roles
 
 CPU = torch.device("cpu")
-NO_SIZE = (None, None, None)
 
 
 @pytest.fixture(autouse=True)
 def single_calls(monkeypatch):
-    """One call a measurement: the figures do not matter here."""
     monkeypatch.setattr(timing, "LEAST", 0)
 
 
 @pytest.fixture(scope="module")
 def joint_folders(plain_folders, tmp_path_factory):
-    """Joint checkpoints of the tiny bases, as inflation leaves them, by the base's name. Read only."""
     out = tmp_path_factory.mktemp("joint")
     return Cached(lambda name: convert(plain_folders[name], out / name))
 
 
 @pytest.fixture
 def checkpoints(base_name, joint_folders, plain_folders):
-    """A joint checkpoint, and its base."""
-    return str(joint_folders[base_name]), str(plain_folders[base_name])
-
-
-@pytest.fixture
-def size(base_name):
-    return (SMALL[base_name].NUM_FRAMES, 16, 16)
-
-
-# Without weights
+    """A joint checkpoint, its base, and the size of a video."""
+    return str(joint_folders[base_name]), str(plain_folders[base_name]), (SMALL[base_name].NUM_FRAMES, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +55,7 @@ def size(base_name):
     ],
 )
 def test_counts_are_exact_and_those_of_table_6(name, base, joint, added_operations):
-    pair = released_pair(name, NO_SIZE, on_gpu=True)
+    pair = released_pair(name, (None, None, None), on_gpu=True)
     assert pair.size == pair.base.released_size
     figures = with_change({kind: count_parameters(pair, kind) for kind in ("base", "joint")})
     assert (figures["base"], figures["joint"]) == (base, joint)
@@ -75,11 +63,8 @@ def test_counts_are_exact_and_those_of_table_6(name, base, joint, added_operatio
     assert operations(pair, "joint", pair.size) - operations(pair, "base", pair.size) == added_operations
 
 
-# Time and memory of functions
-
-
 class SlowingMachine:
-    """A clock that calls move on; each call is slower than the one before it by the same part."""
+    """A clock that calls move on, each more than the one before it."""
 
     def __init__(self, drift: float):
         self.now, self.pace, self.drift, self.calls = 0.0, 1.0, drift, []
@@ -104,9 +89,7 @@ def test_the_ratio_is_right_on_a_machine_that_slows_down(ratio):
     figures = compare(times["joint"], times["base"])
     assert figures["ratio"] == pytest.approx(ratio, rel=2e-3)
     assert figures["quartiles"][0] < ratio < figures["quartiles"][1]
-    assert figures["interval"][0] <= figures["ratio"] <= figures["interval"][1]
-    one_after_the_other = sum(times["joint"][10:]) / sum(times["base"][:10])
-    assert one_after_the_other > 1.3 * ratio  # would tell of the drift
+    assert sum(times["joint"][10:]) / sum(times["base"][:10]) > 1.3 * ratio  # one after the other tells of the drift
 
 
 def test_turns_alternate_and_short_calls_are_measured_several_at_a_time(monkeypatch):
@@ -116,7 +99,6 @@ def test_turns_alternate_and_short_calls_are_measured_several_at_a_time(monkeypa
     monkeypatch.setattr(timing, "LEAST", 1.0)
     machine = SlowingMachine(drift=0)
     assert machine.turns({"base": 0.25, "joint": 0.5}, 2) == {"base": [0.25, 0.25], "joint": [0.5, 0.5]}
-    assert machine.calls.count("base") == machine.calls.count("joint") == 1 + 2 * 4
 
 
 def test_peak_is_the_most_at_one_time():
@@ -129,11 +111,8 @@ def test_peak_is_the_most_at_one_time():
     assert peak_bytes(lambda: None, CPU) == 0
 
 
-# Models
-
-
-def test_random_weights_take_the_memory_of_one(checkpoints, size):
-    pair = checkpoint_pair(*checkpoints, size)
+def test_random_weights_take_the_memory_of_one(checkpoints):
+    pair = checkpoint_pair(*checkpoints)
     bases = with_random_weights(pair, CPU, torch.float32)
     model = getattr(bases["joint"].pipe, pair.base.component)
     parameters = list(model.parameters())
@@ -146,40 +125,19 @@ def test_random_weights_take_the_memory_of_one(checkpoints, size):
     assert added >= 4 * (count_parameters(pair, "joint") - count_parameters(pair, "base")) > 0
 
 
-def test_the_base_pipeline_is_the_base(base_name, checkpoints, size):
-    """A fresh joint model gives the base's frames, so both pipelines were called with the same things."""
-    bases = load(checkpoint_pair(*checkpoints, size), CPU, torch.float32)
-    call = SMALL[base_name].CALL | {"output_type": "np"}
-    frames = [base.pipe(**call, generator=torch.Generator().manual_seed(0)).frames for base in bases.values()]
-    assert (frames[0] == frames[1]).all()
-    assert type(bases["base"].pipe).__name__ in base_named(base_name).base_pipelines
-    assert bases["base"].pipe.vae is bases["joint"].pipe.vae
-
-
-def test_all_figures_of_a_checkpoint_with_roles_and_a_mask_decoder(base_name, checkpoints, size, tmp_path):
+def test_all_figures_of_a_checkpoint_with_roles_and_a_mask_decoder(base_name, checkpoints, tmp_path):
     pipe = joint_base(base_name).pipe
     add_roles(pipe.components[base_named(base_name).component])
     pipe.register_modules(mask_decoder=JDMMaskDecoder.for_vae(pipe.vae, hidden_channels=8, up_channels=4))
     pipe.save_pretrained(tmp_path / "joint")
-    result = measure_overhead(str(tmp_path / "joint"), checkpoints[1], size=size, num_inference_steps=1, turns=1)
+    _, plain, size = checkpoints
+    result = measure_overhead(str(tmp_path / "joint"), plain, size=size, num_inference_steps=1, turns=1)
     assert list(result["pipeline"]["calls"]) == ["base", "joint", "joint_masks", "joint_fast_masks"]
     for figures in (*result["forward"].values(), *result["pipeline"]["calls"].values()):
-        assert figures["wall"]["seconds"] > 0 and len(figures["processor"]["turns"]) == 1
-        assert figures["peak_bytes"] > 0
+        assert figures["wall"]["seconds"] > 0 and figures["peak_bytes"] > 0
     assert result["operations_at_paper_size"] is None
     assert result["parameters"]["joint"] > result["parameters"]["base"] > 1000
     assert 'joint, `mask_decoder="fast"`' in overhead_table(result)
-
-
-def test_rotary_positions_are_measured(tmp_path):
-    SMALL["cogvideox"].base_pipeline(rotary=True).save_pretrained(tmp_path / "base")
-    joint = convert(tmp_path / "base", tmp_path / "joint")
-    pair = checkpoint_pair(str(joint), str(tmp_path / "base"), (9, 16, 16))
-    assert operations(pair, "joint", pair.size) > operations(pair, "base", pair.size)
-    assert measure_forward(pair, load(pair, CPU, torch.float32), 1, CPU)["joint"]["wall"]["seconds"] > 0
-
-
-# The command
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -193,23 +151,20 @@ def test_the_shipped_checkpoint_end_to_end(tmp_path, capsys):
     flags = ("--turns", 2, "--num_inference_steps", 1, "--output", output)
     code, out, _ = run(capsys, shapes / "joint", shapes / "base", *flags)
     assert code == 0 and out.endswith(f"\nWrote {output}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["overhead.json"]
     result = json.loads(output.read_text())
     assert result["size"] == {"num_frames": 9, "height": 48, "width": 48} and result["model"] == "CogVideoX-2B"
     assert result["parameters"]["base"] == 4_582_048
     assert len(result["forward"]["joint"]["wall"]["turns"]) == 2
-    assert {"torch", "diffusers", "diffusers-jdm"} <= result["versions"].keys()
-    assert result["machine"]["device"] in ("cpu", "cuda") and result["pipeline"]["num_inference_steps"] == 1
     assert "| 0.4946 → 0.5052 (+2.14 %) |" in out and "1.6938 B → 1.6940 B (+0.015 %)" in out
     assert "4,582,048 → " in out and "joint, `return_masks=True`" in out
 
 
-def test_a_released_base_end_to_end(base_name, checkpoints, size, monkeypatch, capsys):
+def test_a_released_base_end_to_end(base_name, checkpoints, monkeypatch, capsys):
     """With the tiny configs in place of the released ones, whose forward takes long."""
-    pair = replace(checkpoint_pair(*checkpoints, size), joint_checkpoint=None, base_checkpoint=None)
+    pair = replace(checkpoint_pair(*checkpoints), joint_checkpoint=None, base_checkpoint=None)
     monkeypatch.setattr(measure, "released_pair", lambda *_: pair)
     code, out, _ = run(capsys, "--released", base_name, "--turns", 1)
-    assert code == 0 and f"{pair.base.title}, random weights: {size[0]} frames of 16×16" in out
+    assert code == 0 and f"{pair.base.title}, random weights: {pair.size[0]} frames of 16×16" in out
     assert "the same at the paper's size" in out and "`pipe(prompt)`" not in out
 
 
@@ -222,7 +177,7 @@ def named(joint_folders, plain_folders, tmp_path):
     pipe.register_modules(transformer=type(pipe.transformer).from_config(deeper))
     pipe.save_pretrained(tmp_path / "deeper")
     known = {"joint": joint_folders["cogvideox"], "base": plain_folders["cogvideox"]}
-    return lambda name: known.get(name, plain_folders["modelscope"] if name == "other" else tmp_path / name)
+    return {"other": plain_folders["modelscope"], "deeper": tmp_path / "deeper", "empty": tmp_path / "empty"} | known
 
 
 @pytest.mark.parametrize(
@@ -233,43 +188,31 @@ def named(joint_folders, plain_folders, tmp_path):
         ("joint other", "", "holds a TextToVideoSDPipeline; the base of"),
         ("joint deeper", "", "made joint it has num_layers=3, and that has 2."),
         ("empty base", "", "empty cannot be loaded"),
-        ("joint missing", "", "missing cannot be loaded"),
         ("joint", "", "name it after the joint checkpoint"),
         ("", "", "name a joint checkpoint and its base, or --released cogvideox or modelscope"),
         ("joint base", "--released cogvideox", "one of both"),
         ("joint base", "--height 20", "height must be a multiple of 16"),
-        ("joint base", "--num_frames 8", "8N + 1 frames"),
         ("joint base", "--turns 0", "--turns must be positive, got 0."),
+        ("joint base", "--dtype float8", "--dtype"),
         ("joint base", "--output no/such/folder.json", "there is no folder no/such"),
         ("joint base", "--output .", "is a folder"),
         ("", "--released cogvideox --num_inference_steps 2", "need a joint checkpoint and its base"),
-        ("", "--released modelscope --width 40", "width must be a multiple of 64"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_code_2(names, flags, said, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, *map(named, names.split()), *flags.split())
-    line = err.splitlines()[-1]
-    assert (code, out) == (2, "")
-    assert line.startswith("diffusers-jdm: error: ") and said in line
+    code, out, err = run(capsys, *map(named.get, names.split()), *flags.split())
+    assert (code, out) == (2, "") and said in err.splitlines()[-1]
 
 
-NOT_ENOUGH = "not enough memory for CogVideoX-2B at 9 frames of 64×96: give a smaller --num_frames"
-
-
-@pytest.mark.parametrize(
-    ("error", "raised", "message"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), ValueError, NOT_ENOUGH),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ValueError, NOT_ENOUGH),
-        (MemoryError(), ValueError, NOT_ENOUGH),
-        (RuntimeError("shapes do not match"), RuntimeError, "^shapes do not match$"),
-    ],
-)
-def test_lack_of_memory_is_one_line_and_other_errors_are_not_called_so(error, raised, message, monkeypatch):
-    monkeypatch.setattr(measure, "with_random_weights", Mock(side_effect=error))
+def test_lack_of_memory_is_one_line_and_other_errors_are_not_called_so(monkeypatch):
     monkeypatch.setattr(measure, "count", lambda _: {})
-    with pytest.raises(raised, match=message):
-        measure_overhead(released="cogvideox")
-    with pytest.raises(ValueError, match="--dtype must be one of float32, float16, bfloat16, got float8"):
-        measure_overhead(released="cogvideox", dtype="float8")
+    message = "not enough memory for CogVideoX-2B at 9 frames of 64×96: give a smaller --num_frames"
+    for error, raised, said in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), ValueError, message),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ValueError, message),
+        (RuntimeError("shapes do not match"), RuntimeError, "^shapes do not match$"),
+    ):
+        monkeypatch.setattr(measure, "with_random_weights", Mock(side_effect=error))
+        with pytest.raises(raised, match=said):
+            measure_overhead(released="cogvideox")

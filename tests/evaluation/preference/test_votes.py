@@ -10,7 +10,7 @@ from diffusers_jdm import cli
 from diffusers_jdm.evaluation.preference.pairs import draw, find_pairs
 from diffusers_jdm.evaluation.preference.shares import table, wilson
 from diffusers_jdm.evaluation.preference.table4 import TABLE_4
-from diffusers_jdm.evaluation.preference.votes import read_votes, tally
+from diffusers_jdm.evaluation.preference.votes import tally
 
 
 @pytest.fixture
@@ -24,21 +24,20 @@ def drawn(folders):
 
 
 def test_random_votes_are_counted_as_by_hand(folders, tmp_path):
-    chance, expected, files = random.Random(0), {}, []
+    chance, expected, files = random.Random(0), [], []
     drawn = draw(find_pairs(*folders), 7, max_pairs=4)
+
+    def choose(pair, question):
+        expected.append((question, chance.choice(["a", "b", "b", "undecided", None])))
+        return expected[-1][1]
+
     for voter in range(8):
-
-        def choose(pair, question, voter=voter):
-            choice = chance.choice(["a", "b", "b", "undecided", None])
-            expected[voter, pair.name, question] = choice
-            return choice
-
         files.append(vote_file(tmp_path / f"{voter}.json", drawn, choose, 7, voter=str(voter)))
     result = tally(*folders, files, 7, report=tmp_path / "out.json")
     swapped = tally(*folders[::-1], files, 7)
     assert json.loads((tmp_path / "out.json").read_text()) == result
     for question in ("alignment", "quality"):
-        choices = [choice for key, choice in expected.items() if key[2] == question and choice]
+        choices = [choice for asked, choice in expected if asked == question and choice]
         assert result[question]["votes"] == len(choices)
         for outcome in ("a", "b", "undecided"):
             assert result[question][outcome]["count"] == choices.count(outcome)
@@ -46,7 +45,6 @@ def test_random_votes_are_counted_as_by_hand(folders, tmp_path):
             assert sum(line[question][outcome] for line in result["by_pair"]) == choices.count(outcome)
         assert swapped[question]["a"]["count"] == choices.count("b") != choices.count("a")
         decided = choices.count("a") + choices.count("b")
-        assert result[question]["win_rate_b"]["share"] == choices.count("b") / decided
         assert result[question]["win_rate_b"]["wilson"] == wilson(choices.count("b"), decided)
     assert (result["voters"], result["pairs"]) == (8, 4)
 
@@ -70,35 +68,31 @@ def test_one_name_in_two_browsers_is_one_voter(folders, drawn, tmp_path):
     assert result["voters"] == 3 and result["alignment"]["votes"] == 18
 
 
-def with_first(content, **changes):
-    return content | {"votes": [content["votes"][0] | changes, *content["votes"][1:]]}
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (None, "No such file"),
-        (b"nonsense", "is not valid JSON: Expecting value"),
-        (b"\xff", "is not valid JSON: 'utf-8' codec"),
-        (lambda content: [content], "is not a JSON object"),
-        (lambda content: content | {"format": "other"}, "format is 'other'"),
-        (lambda content: content | {"version": 2}, "version 2 is not 1"),
-        (lambda content: content | {"votes": []}, "its list of pairs is not the page's"),
-        (lambda content: content | {"votes": content["votes"][1:]}, "its list of pairs is not the page's"),
-        (
-            lambda content: content | {"voter": {"name": "x"}},
-            "is no file of votes as the page saves it: 'id' is missing",
-        ),
-        (lambda content: content | {"voter": {"name": "x", "id": ""}}, "voter must have an id"),
-        (lambda content: with_first(content, alignment="a"), "'a' is none of left, right, undecided"),
-        (lambda content: with_first(content, time=None), "Invalid isoformat"),
-        (lambda content: with_first(content, time="2026-01-01T10:00:00"), "no time zone"),
+        ("nonsense", "is not valid JSON: Expecting value"),
+        ({"format": "other"}, "format is 'other'"),
+        ({"version": 2}, "version 2 is not 1"),
+        ({"votes": []}, "its list of pairs is not the page's"),
+        ({"voter": {"name": "x"}}, "is no file of votes as the page saves it: 'id' is missing"),
+        ({"voter": {"name": "x", "id": ""}}, "voter must have an id"),
+        (('"alignment": "left"', '"alignment": "a"'), "'a' is none of left, right, undecided"),
+        (('"2026-01-01T', '"T'), "Invalid isoformat"),
+        (("00.000Z", "00"), "no time zone"),
     ],
 )
 def test_what_is_no_file_of_votes_is_one_line_that_names_it(damage, message, folders, drawn, tmp_path, capsys):
     file = vote_file(tmp_path / "votes.json", drawn, lambda *_: "a")
-    content = damage if isinstance(damage, bytes | None) else json.dumps(damage(json.loads(file.read_text()))).encode()
-    file.unlink() if content is None else file.write_bytes(content)
+    if damage is None:
+        file.unlink()
+    elif isinstance(damage, str):
+        file.write_text(damage)
+    elif isinstance(damage, tuple):
+        file.write_text(file.read_text().replace(*damage))
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | damage))
     assert cli.main(["evaluate", "preference", *map(str, folders), "--tally", str(file)]) == 2
     error = capsys.readouterr().err
     assert str(file) in error and message in error and error.count("\n") == 1
@@ -108,15 +102,11 @@ def test_votes_of_another_page_and_no_votes_are_refused(folders, drawn, tmp_path
     file = vote_file(tmp_path / "votes.json", drawn, lambda *_: None)
     with pytest.raises(ValueError, match="nobody has voted in"):
         tally(*folders, [file])
-    file = vote_file(tmp_path / "votes.json", draw(find_pairs(*folders), 4), lambda *_: "a", seed=4)
-    with pytest.raises(ValueError, match=r"votes.json holds votes of another page .* another --seed than 0"):
-        tally(*folders, [file])
+    with pytest.raises(ValueError, match=r"votes.json holds votes of another page .* another --seed than 4"):
+        tally(*folders, [file], seed=4)
     (folders[1] / "videos" / FILES[2]).write_bytes(b"made anew")
     with pytest.raises(ValueError, match="votes of another page"):
-        tally(*folders, [file], seed=4)
-
-
-# The command
+        tally(*folders, [file])
 
 
 def test_the_table_is_in_the_form_of_the_papers(folders, drawn, tmp_path, capsys):
@@ -134,24 +124,21 @@ def test_the_table_is_in_the_form_of_the_papers(folders, drawn, tmp_path, capsys
     assert rows[3][0] == "95 %, Wilson" and rows[4][0] == "95 %, voters and pairs"
     assert rows[5] == ["Visual Quality", "0.00", "0.00", "100.00", "–", "18"]
     assert ["Semantic Alignment (CogVideoX-2B)", *TABLE_4["Semantic Alignment (CogVideoX-2B)"].split()] in rows
-    assert "3 voter(s) in 6 pair(s)" in out and (tmp_path / "out.json").exists()
     alone = tally(*folders, files[:1])
     assert "One voter only" in table(alone) and "95 %, voters and pairs" not in table(alone)
     assert "A: x/jdm " in table(alone | {"a": "x/jdm", "b": "y/jdm"})
-    assert read_votes(files[0])["voter"]["id"] == "0"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--output PAGE.html is missing"),
-        (["--output", "page.json"], "--output must end with .html"),
-        (["--tally", "votes.json", "--output", "page.html"], "--output must end with .json"),
-        (["--output", "nowhere/page.html"], "there is no folder nowhere"),
-        (["--output", "page.html", "--max_pairs", "0"], "--max_pairs must be positive"),
+        ("", "--output PAGE.html is missing"),
+        ("--tally votes.json --output page.html", "--output must end with .json"),
+        ("--output nowhere/page.html", "there is no folder nowhere"),
+        ("--output page.html --max_pairs 0", "--max_pairs must be positive"),
     ],
 )
 def test_wrong_options_are_named(options, message, folders, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["evaluate", "preference", *map(str, folders), *options]) == 2
+    assert cli.main(["evaluate", "preference", *map(str, folders), *options.split()]) == 2
     assert message in capsys.readouterr().err

@@ -12,7 +12,6 @@ import yaml
 from diffusers_jdm.data.prepare.filters import FilterSettings, check_filters
 from diffusers_jdm.data.prepare.stage import check_bounds
 from diffusers_jdm.data.prepare.stages.boxes import BoxSettings
-from diffusers_jdm.data.prepare.stages.brightness import BrightnessSettings
 from diffusers_jdm.data.prepare.stages.caption import CaptionSettings
 from diffusers_jdm.data.prepare.stages.clips import ClipSettings
 from diffusers_jdm.data.prepare.stages.cmi import CmiSettings
@@ -29,7 +28,6 @@ class PrepareSettings:
     """A section for each stage, in the order in which they run, and one for the filters."""
 
     clips: ClipSettings = field(default_factory=ClipSettings)
-    brightness: BrightnessSettings = field(default_factory=BrightnessSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
     boxes: BoxSettings = field(default_factory=BoxSettings)
     tracks: TrackSettings = field(default_factory=TrackSettings)
