@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from diffusers_jdm.evaluation.preference.pairs import Pair, page_id
+from diffusers_jdm.evaluation.preference.pairs import page_id
 from diffusers_jdm.evaluation.preference.votes import FORMAT
 
 FILES = [f"{category}/{number:04d}.mp4" for category in ("colour", "motion") for number in range(3)]
@@ -46,15 +46,7 @@ def write_folders(root: Path) -> list[Path]:
     return [write_folder(root / name, FILES, prompts, write) for name in ("base", "jdm")]
 
 
-def vote_file(
-    path: Path,
-    drawn: list[tuple[Pair, bool]],
-    choose: Callable[[Pair, str], str | None],
-    seed: int = 0,
-    voter: str = "1",
-    name: str = "",
-    minute: int = 0,
-) -> Path:
+def vote_file(path: Path, drawn: list, choose: Callable, seed=0, voter="1", name="", minute=0) -> Path:
     """What the page saves (test_preference_browser.py has a page do it). choose: "a", "b", … of pair and question."""
     votes = []
     for pair, a_is_left in drawn:

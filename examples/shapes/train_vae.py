@@ -42,6 +42,7 @@ def parse_args(description=__doc__, **defaults):
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
     parser.add_argument("--kl_weight", type=float, default=3e-4)
     parser.add_argument("--checkpointing_steps", type=int, default=200)
+    parser.add_argument("--validation_clips", type=int, default=24, help="clips that are measured at a checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(**defaults)
     return parser.parse_args()
@@ -85,7 +86,7 @@ def as_frames(videos):
 
 
 @torch.no_grad()
-def validate(vae, to_input=as_clips, num_clips=24, seed=10_000):
+def validate(vae, to_input, num_clips, seed=10_000):
     """PSNR of colour clips and IoU of thresholded masks through the VAE, on clips that training does not see."""
     squared_error, intersection, union = [], 0, 0
     for index in range(num_clips):
@@ -153,7 +154,8 @@ def main(args, vae_class=AutoencoderKLCogVideoX, config=VAE_CONFIG, to_input=as_
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == total:
             vae.register_to_config(scaling_factor=1 / latent_std(vae, videos, to_input))
             save(vae, optimizer, step + 1, output_dir)
-            record = {"step": step + 1, "loss": loss.item(), "seconds": time.time() - start, **validate(vae, to_input)}
+            record = {"step": step + 1, "loss": loss.item(), "seconds": time.time() - start}
+            record |= validate(vae, to_input, args.validation_clips)
             tqdm.write(json.dumps(record))
             with open(output_dir / "log.jsonl", "a") as log:
                 log.write(json.dumps(record) + "\n")

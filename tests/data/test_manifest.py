@@ -3,7 +3,6 @@ import os
 import pickle
 import runpy
 import sys
-import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -74,19 +73,6 @@ def test_it_is_pickled_without_what_is_open_and_read_after_a_fork(tmp_path):
         children.append(pid)
     assert all(manifest[i] == row(i) for i in range(39, -1, -1))
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
-
-
-def test_only_ids_stay_in_memory(tmp_path):
-    large = row(caption="long " * 4000)  # 20 kB
-    write_manifest(tmp_path, (large | {"id": str(i)} for i in range(500)), row_group_size=10)
-    tracemalloc.start()
-    before = pa.total_allocated_bytes()
-    manifest = Manifest(tmp_path)
-    for i in range(0, 500, 50):
-        manifest[i]
-    assert tracemalloc.get_traced_memory()[0] < 500_000
-    assert pa.total_allocated_bytes() - before < 1_000_000  # one row group of 200 kB; all are 10 MB
-    tracemalloc.stop()
 
 
 def test_other_writers_types_are_read(tmp_path):

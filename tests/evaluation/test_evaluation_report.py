@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from huggingface_hub import ModelCard
+from small_masks import write_array
 
 from diffusers_jdm import cli
 from diffusers_jdm.evaluation.card_metrics import add_to_card, card_results
@@ -38,17 +39,15 @@ CARD = "---\nlicense: mit\nlibrary_name: diffusers\n---\n\n# A title\n\nText.\n"
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
+    (folder := tmp_path / "run").mkdir()
     contents = {"shapes": SHAPES, "ablation": {"families": {"cogvideox": ABLATION}}}
     contents["benchmarks"] = {"vbench": VBENCH, "t2v_compbench": {}, "paper": {}}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    for side, shift in (("predicted", 1), ("true", 0)):
-        (tmp_path / side).mkdir()
-        mask = np.zeros((2, 8, 8), bool)
-        mask[:, 2 + shift : 6 + shift, 2:6] = True
-        np.save(tmp_path / side / "clip.npy", mask)
+    mask = np.zeros((2, 8, 8), bool)
+    mask[:, 2:6, 2:6] = True
+    write_array(tmp_path / "true" / "clip.npy", mask)
+    write_array(tmp_path / "predicted" / "clip.npy", np.roll(mask, 1, axis=1))
     evaluate_masks(tmp_path / "predicted", tmp_path / "true", report=folder / "masks.json")
     for name in ("figure", "ablation"):
         PIL.Image.new("RGB", (4, 3), "red").save(folder / f"{name}.png")

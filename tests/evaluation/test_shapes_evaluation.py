@@ -24,8 +24,7 @@ def test_the_command_gives_all_figures_and_prints_them(tmp_path, capsys):
     assert len(base["checkpoint_hash"]) == 64 and base["checkpoint_hash"] != joint["checkpoint_hash"]
     settings = {"prompts_per_group": 1, "seed": 0, "num_frames": 9, "num_inference_steps": 2, "guidance_scale": 3.0}
     assert figures["settings"] == settings
-    for name in (JOINT, "null", "ceiling", *COLUMNS, "Wrote"):
-        assert name in printed
+    assert all(name in printed for name in (JOINT, "null", "ceiling", *COLUMNS, "Wrote"))
     row = next(line for line in shapes_table(figures).splitlines() if line.startswith(BASE))
     assert row in printed
     assert row[len(BASE) :].split() == ["-" if base[name] is None else f"{base[name]:.3f}" for name in COLUMNS]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from functools import cache
 
 import numpy as np
@@ -16,7 +15,7 @@ from diffusers_jdm.masks import mask_to_rgb
 from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels, score
 from diffusers_jdm.shapes.world import phrase, sample_clip
 
-demo, ship, SHIPPED = script("demo"), script("ship"), script("shipped").SHIPPED
+demo, SHIPPED = script("demo"), script("shipped").SHIPPED
 STEPS = {"cogvideox": 25, "modelscope": 15}
 PROMPTS = ["A red circle and a blue square", "a yellow triangle and a purple cross", "a green square"]
 NAMED = [[("red", "circle"), ("blue", "square")], [("yellow", "triangle"), ("purple", "cross")], [("green", "square")]]
@@ -72,14 +71,6 @@ def test_the_card_has_the_settings_that_the_logs_show(folder, base_name):
         assert records[-1]["step"] == int(steps.replace(",", ""))
         if rates := [record["lr"] for record in records if "lr" in record]:
             assert max(rates) == pytest.approx(float(learning_rate), rel=1e-4)
-
-
-def test_a_card_has_no_settings_of_other_runs(tmp_path):
-    logs = shutil.copytree(SHAPES / "logs", tmp_path / "logs")
-    assert "`roles_longer`" in ship.settings(SHIPPED["cogvideox"], logs)
-    (logs / "joint.jsonl").write_text('{"step": 2400}\n')
-    assert ship.settings(SHIPPED["cogvideox"], logs) == ""
-    assert ship.settings(SHIPPED["modelscope"], logs)
 
 
 def generators(count):

@@ -34,14 +34,11 @@ def test_true_clips_show_what_is_said(group):
         assert {obj.kind for obj in find_objects(clip.video / np.float32(255))} == set(prompt.kinds)
 
 
-def test_the_longer_axis_decides_and_y_points_down():
+def test_the_longer_axis_decides_and_seen_from_the_other_side_it_is_the_opposite():
     assert relation_of((5, 1), (5, 9)) == "above"
     for relation, direction in RELATIONS.items():
         aside = np.flip(direction) * 0.9  # nearly as far along the other axis
         assert relation_of(np.add(direction, aside), (0, 0)) == relation
-
-
-def test_seen_from_the_other_side_it_is_the_opposite():
     for paths in np.random.default_rng(0).random((200, 2, 5, 2)):  # of two objects, whose mean places count
         first, second = paths.mean(1)
         assert OPPOSITE[relation_of(first, second)] == relation_of(second, first)

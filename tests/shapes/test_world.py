@@ -57,20 +57,14 @@ def test_objects_stay_inside_and_apart_and_masks_are_the_painted_pixels():
         assert clip.masks[..., 1:-1, 1:-1].sum() > 0.99 * clip.masks.sum()  # nothing is cut off by the border
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_wrong_arguments_and_other_texts_are_named():
+    for arguments, message in (
         ({"split": "test"}, "split must be one of"),
         ({"num_objects": 4}, "num_objects must be 1, 2 or 3, got 4"),
         ({"split": "company", "num_objects": 3}, "num_objects must be 1 or 2, got 3"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        sample_clip(0, 0, **arguments)
-
-
-@pytest.mark.parametrize("text", ["", "a red circle and a dog", "a red circle moving", "a red circle."])
-def test_other_texts_are_no_captions(text):
-    with pytest.raises(ValueError, match="no caption of the small world"):
-        caption_kinds(text)
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_clip(0, 0, **arguments)
+    for text in ("", "a red circle and a dog", "a red circle moving", "a red circle."):
+        with pytest.raises(ValueError, match="no caption of the small world"):
+            caption_kinds(text)

@@ -90,6 +90,10 @@ def test_what_cannot_be_gone_on_from_is_one_clear_line(run, tmp_path):
     (tmp_path / "checkpoint-2" / "trainer_state.json").write_text('{"step": 2}')
     with pytest.raises(TrainingError, match=r"trainer_state.json has no 'samples_seen': another version wrote it"):
         checkpoint.read_trainer_state(tmp_path / "checkpoint-2")
+    state = {"step": 2, "samples_seen": 0, "engine": "FSDP"}
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match="was written by FSDP, which one process or DDP cannot read: go on as"):
+        checkpoint.load_checkpoint(run, tmp_path / "checkpoint-2")
     other = Accelerator(cpu=True)
     other.prepare(torch.nn.Linear(5, 2))
     with pytest.raises(TrainingError, match=r"checkpoint-4 does not fit this model: .*size mismatch"):

@@ -99,14 +99,6 @@ def test_a_joint_pipeline_loads_by_diffusers_alone_with_averaged_weights(full):
     assert sum(not torch.equal(parameter, fresh[name]) for name, parameter in saved.items()) > 0.9 * len(saved)
 
 
-def test_direct_fine_tuning_leaves_a_plain_pipeline(base_name, runs):
-    direct, plain = runs[base_name, "direct"], SMALL[base_name].base_pipeline()
-    pipe, component = direct.saved(), direct.base.component
-    assert type(pipe) is type(plain)
-    assert same(pipe.components[component], direct.model) and not same(direct.model, plain.components[component])
-    assert same(pipe.vae, plain.vae) and same(pipe.text_encoder, plain.text_encoder)
-
-
 @pytest.mark.parametrize(
     ("base_name", "kind"), [("cogvideox", "lora"), ("modelscope", "lora"), ("cogvideox", "direct lora")]
 )

@@ -69,19 +69,6 @@ def test_noise_follows_from_the_seed_alone():
     assert len({tuple(noise.flatten().tolist()) for noise in together}) == 4
 
 
-def test_the_exact_two_pass_form_weighs_its_branches_however_batches_are_split(base, latents):
-    """So a run with another number of processes, and the same global batch, has the same losses."""
-    model = denoiser(base)
-    objective = Objective(weight=0.8, alpha=1.5, exact_two_pass=True)
-    batch = read_batch(latents, objective, range(4))
-    losses = compute_losses(base, model, batch, "jdm", exact_two_pass=True)
-    share, fine, diff = batch["fine_probability"], losses["per_sample"][::2], losses["per_sample"][1::2]
-    assert torch.allclose(losses["loss"], (share * fine + (1 - share) * diff).mean())
-    parts = [compute_losses(base, model, read_batch(latents, objective, some), "jdm") for some in ([0], [1, 2, 3])]
-    assert torch.allclose(losses["per_sample"], torch.cat([part["per_sample"] for part in parts]), rtol=1e-4)
-    assert torch.allclose(parts[1]["loss"], parts[1]["per_sample"].mean())  # in one pass all weigh the same
-
-
 def test_direct_fine_tuning_is_the_plain_loss_of_a_base(base, latents):
     base = type(base)(SMALL[base.name].base_pipeline())
     model, batch = base.pipe.components[base.component], read_batch(latents, Objective("direct"))

@@ -89,27 +89,6 @@ def test_it_is_the_mean_over_samples_and_quantiles(accelerator, base, latents, h
         assert line[f"heldout/loss_q{quantile + 1}"] == pytest.approx(losses[quantile].mean().item(), rel=1e-5)
 
 
-def test_quantiles_rise_with_the_noise(accelerator, base, latents, monkeypatch):
-    """Each sample once in each quarter of the timesteps, always with its mask; and a model that sees the noise, ε ≈ x_t, is
-    best where there is nothing but noise."""
-    seen, masks = [], []
-
-    def predict(model, noisy, timesteps, prompt_embeds, roles=None):
-        seen.extend(timesteps.tolist())
-        masks.append(noisy.chunk(2, base.channel_dim)[1].any().item())
-        return noisy
-
-    monkeypatch.setattr(base, "predict", predict)
-    base.pipe.scheduler.register_to_config(prediction_type="epsilon")
-    dataset = RegionDataset(latents, range(8), Objective(weight=0.5), seed=3)
-    line = look(accelerator, base, denoiser(base), dataset)
-    assert [timestep // 250 for timestep in seen] == [0, 1, 2, 3] * 8
-    assert len({timestep % 250 for timestep in seen}) > 4  # a place of its own for each sample, drawn once
-    assert masks == [True] * 32
-    losses = [line[f"heldout/loss_q{i}"] for i in range(1, 5)]
-    assert losses == sorted(losses, reverse=True) and losses[3] < 0.1 * losses[0]
-
-
 def damage(latents, folder, *indices):
     """A copy of the latents in which these clips are NaN."""
     shutil.copytree(latents.folder, folder)

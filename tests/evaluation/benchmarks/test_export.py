@@ -46,7 +46,7 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(joint, prompts, tmp_path_factory):
-    """A run that nobody stops: 3 prompts, 2 videos each. Read only."""
+    """A run of 3 prompts, 2 videos each. Read only."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert export_vbench(joint, out, prompts) == 0
     return out
@@ -147,9 +147,7 @@ def test_only_what_is_missing_is_made_again(whole, joint, prompts, tmp_path, mad
         (None, "was made with checkpoint = "),
     ],
 )
-def test_other_settings_in_the_same_folder_are_refused(
-    whole, joint, plain_folder, prompts, tmp_path, capsys, flags, message
-):
+def test_other_settings_are_refused(whole, joint, plain_folder, prompts, tmp_path, capsys, flags, message):
     out = shutil.copytree(whole, tmp_path / "out")
     assert export_vbench(joint if flags else plain_folder, out, prompts, *(flags or "").split()) == 2
     assert message in capsys.readouterr().err and files(out) == files(whole)
@@ -221,7 +219,7 @@ def test_two_processes_end_the_same_as_one(whole, joint, prompts, tmp_path):
 
 
 def test_a_process_that_does_not_see_the_others_says_so(joint, tmp_path, monkeypatch):
-    """Else each of them would make all videos: accelerate sees no processes on CPUs unless it is told to use them."""
+    """Else each would make all videos: accelerate sees no processes on CPUs unless it is told to use them."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(sampling, "PartialState", lambda **options: SimpleNamespace(num_processes=1))

@@ -4,21 +4,19 @@ import torch
 from small_masks import soft_video
 from torchmetrics import classification
 
+from diffusers_jdm.evaluation.masks import quality
 from diffusers_jdm.evaluation.masks.quality import (
     MEASURES,
     SWEEP,
     Accumulator,
     boundary_f,
     count,
-    dice,
     iou,
     measures,
-    pixel_accuracy,
-    precision,
     recall,
 )
 
-FUNCTIONS = dict(zip(MEASURES, (iou, boundary_f, dice, pixel_accuracy, recall, precision)))
+FUNCTIONS = {name: getattr(quality, name) for name in MEASURES}
 
 
 def all_measures(predicted, true):

@@ -1,5 +1,3 @@
-"""What a joint model costs: counts, times, whole calls."""
-
 import json
 from dataclasses import replace
 from unittest.mock import Mock
@@ -136,7 +134,6 @@ def test_all_figures_of_a_checkpoint_with_roles_and_a_mask_decoder(base_name, ch
     for figures in (*result["forward"].values(), *result["pipeline"]["calls"].values()):
         assert figures["wall"]["seconds"] > 0 and figures["peak_bytes"] > 0
     assert result["operations_at_paper_size"] is None
-    assert result["parameters"]["joint"] > result["parameters"]["base"] > 1000
     assert 'joint, `mask_decoder="fast"`' in overhead_table(result)
 
 
@@ -154,7 +151,6 @@ def test_the_shipped_checkpoint_end_to_end(tmp_path, capsys):
     result = json.loads(output.read_text())
     assert result["size"] == {"num_frames": 9, "height": 48, "width": 48} and result["model"] == "CogVideoX-2B"
     assert result["parameters"]["base"] == 4_582_048
-    assert len(result["forward"]["joint"]["wall"]["turns"]) == 2
     assert "| 0.4946 → 0.5052 (+2.14 %) |" in out and "1.6938 B → 1.6940 B (+0.015 %)" in out
     assert "4,582,048 → " in out and "joint, `return_masks=True`" in out
 
@@ -170,7 +166,6 @@ def test_a_released_base_end_to_end(base_name, checkpoints, monkeypatch, capsys)
 
 @pytest.fixture
 def named(joint_folders, plain_folders, tmp_path):
-    """The folders of the table below, by name."""
     (tmp_path / "empty").mkdir()
     pipe = SMALL["cogvideox"].base_pipeline()
     deeper = dict(pipe.transformer.config) | {"num_layers": 3}
@@ -193,7 +188,6 @@ def named(joint_folders, plain_folders, tmp_path):
         ("joint base", "--released cogvideox", "one of both"),
         ("joint base", "--height 20", "height must be a multiple of 16"),
         ("joint base", "--turns 0", "--turns must be positive, got 0."),
-        ("joint base", "--dtype float8", "--dtype"),
         ("joint base", "--output no/such/folder.json", "there is no folder no/such"),
         ("joint base", "--output .", "is a folder"),
         ("", "--released cogvideox --num_inference_steps 2", "need a joint checkpoint and its base"),
@@ -216,3 +210,5 @@ def test_lack_of_memory_is_one_line_and_other_errors_are_not_called_so(monkeypat
         monkeypatch.setattr(measure, "with_random_weights", Mock(side_effect=error))
         with pytest.raises(raised, match=said):
             measure_overhead(released="cogvideox")
+    with pytest.raises(ValueError, match="--dtype must be one of float32, float16, bfloat16, got float8"):
+        measure_overhead(released="cogvideox", dtype="float8")

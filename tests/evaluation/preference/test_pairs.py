@@ -1,11 +1,11 @@
-"""Pairs of two folders, and the hidden key."""
-
 import pytest
 from scipy.stats import binomtest
 from small_preference import FILES, write_folders
 
 from diffusers_jdm import cli
 from diffusers_jdm.evaluation.preference.pairs import draw, find_pairs
+
+LINE = b'{"video": "videos/colour/000%d.mp4", "prompt": "", "seed": 0}\n'
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def test_without_a_manifest_on_both_sides_pairs_are_matched_by_file_name(without
     ("manifest", "message"),
     [
         (b"", "jdm has no partner of {a}/videos/colour/0000.mp4, nor of 5"),
-        (b'{"video": "videos/x.mp4", "prompt": "", "seed": 0}', "x.mp4 is missing; it is in {b}/manifest.jsonl"),
+        (LINE % 9, "colour/0009.mp4 is missing; it is in {b}/manifest.jsonl"),
         (b"nonsense\n", "{b}/manifest.jsonl, line 1, must"),
         (b'\n["x"]\n', "{b}/manifest.jsonl, line 2, must"),
         (b"\xff\xfe", "{b}/manifest.jsonl is no text in UTF-8"),
-        (2 * b'{"video": "videos/colour/0001.mp4", "prompt": "", "seed": 0}\n', "have the same prompt and seed"),
+        (LINE % 0 + LINE % 1, "have the same prompt and seed"),
     ],
 )
 def test_wrong_folders_are_one_line_that_names_the_file(manifest, message, folders, tmp_path, capsys):

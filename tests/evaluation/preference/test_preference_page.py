@@ -7,13 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from small_preference import (
-    FPS,
-    FRAMES,
     GREY,
-    HEIGHT,
     NAMES,
     PROMPTS,
-    WIDTH,
     decoded,
     frames_of,
     sides_of,
@@ -54,19 +50,19 @@ def test_the_page_is_self_contained_and_nothing_in_it_tells_the_folders(folders,
 
 @pytest.mark.parametrize("kind", ["as they are", "odd", "one of them 4:4:4"])
 def test_videos_are_what_every_browser_shows(kind, tmp_path):
-    size = (35, 49) if kind == "odd" else (HEIGHT, WIDTH)
+    size = (35, 49) if kind == "odd" else (48, 64)
     wanted = [frames_of(number, GREY[name], *size) for number, name in enumerate(NAMES)]
     for number, name in enumerate(NAMES):
         (tmp_path / name).mkdir()
         if kind == "odd" or (kind == "one of them 4:4:4" and number == 0):
-            write_video(tmp_path / name / "v.mp4", wanted[number], FPS)
+            write_video(tmp_path / name / "v.mp4", wanted[number], 8)
         else:
             write_h264(tmp_path / name / "v.mp4", wanted[number])
     videos, is_even = browser_videos(find_pairs(tmp_path / NAMES[0], tmp_path / NAMES[1])[0])
     assert is_even
     for video, frames in zip(videos, wanted):
         codec, pix_fmt, shown = decoded(video)
-        assert (codec, pix_fmt, len(shown)) == ("h264", "yuv420p", FRAMES)
+        assert (codec, pix_fmt, len(shown)) == ("h264", "yuv420p", len(frames))
         assert shown.shape[1:3] == (size[0] + size[0] % 2, size[1] + size[1] % 2)
         assert np.abs(shown[:, : size[0], : size[1]].astype(int) - frames).mean() < 2
     if kind == "as they are":
@@ -92,7 +88,7 @@ def test_wrong_videos_are_one_line_and_leave_no_page(damage, message, folders, t
 
 
 def test_size_and_unequal_lengths_are_reported(folders, tmp_path, capsys, monkeypatch):
-    write_h264(folders[1] / "videos/3.mp4", frames_of(3, 9, count=FRAMES + 1))
+    write_h264(folders[1] / "videos/3.mp4", frames_of(3, 9, count=7))
     monkeypatch.setattr(page_module, "LARGE", 1000)
     assert cli.main(["evaluate", "preference", *map(str, folders), "--output", str(tmp_path / "page.html")]) == 0
     captured = capsys.readouterr()

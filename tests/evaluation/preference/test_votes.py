@@ -1,5 +1,3 @@
-"""What is counted of simulated votes."""
-
 import json
 import random
 

@@ -68,7 +68,7 @@ def mask_generators(latents: torch.Tensor) -> list[torch.Generator]:
 
 def masks_to_output(masks: torch.Tensor, size: tuple[int, int], output_type: str):
     """Soft masks (B, F, h, w) in [0, 1] → (B, F, *size), or lists of lists of images, as of `JDMPipelineOutput`."""
-    masks = torch.nn.functional.interpolate(masks, size, mode="bilinear", antialias=True).clamp(0, 1)
+    masks = torch.nn.functional.interpolate(masks, size, mode="bilinear", antialias=True).clamp_(0, 1)
     masks = VideoProcessor(do_normalize=False).postprocess_video(masks[:, None], output_type)
     return masks if output_type == "pil" else masks.squeeze(2 if output_type == "pt" else -1)
 

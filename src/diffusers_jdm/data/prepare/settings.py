@@ -9,12 +9,12 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from diffusers_jdm.data.prepare.cmi.settings import CmiSettings
 from diffusers_jdm.data.prepare.filters import FilterSettings, check_filters
 from diffusers_jdm.data.prepare.stage import check_bounds
 from diffusers_jdm.data.prepare.stages.boxes import BoxSettings
 from diffusers_jdm.data.prepare.stages.caption import CaptionSettings
 from diffusers_jdm.data.prepare.stages.clips import ClipSettings
-from diffusers_jdm.data.prepare.stages.cmi import CmiSettings
 from diffusers_jdm.data.prepare.stages.depth import DepthSettings
 from diffusers_jdm.data.prepare.stages.embeddings import EmbeddingSettings
 from diffusers_jdm.data.prepare.stages.hed import HedSettings

@@ -3,7 +3,7 @@ import pytest
 
 from diffusers_jdm.data.prepare.cmi import neighbours
 from diffusers_jdm.data.prepare.cmi.dataset_cmi import dataset_cmi
-from diffusers_jdm.data.prepare.stages.cmi import CmiSettings
+from diffusers_jdm.data.prepare.cmi.settings import CmiSettings
 
 FORMS = [CmiSettings(negatives=25), CmiSettings(negatives=25, form="infonce", temperature=0.2)]
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from diffusers_jdm.cmi import cmi_matrix, cmi_matrix_of_means
 from diffusers_jdm.data.prepare.cmi.neighbours import ROWS, ClipIndex
+from diffusers_jdm.data.prepare.cmi.settings import CmiSettings
 from diffusers_jdm.data.prepare.stage import check_bounds
-from diffusers_jdm.data.prepare.stages.cmi import CmiSettings
 
 SPARE = 1.15  # times the neighbours that suffice on average, so that nearly all clips have enough at the first go
 

@@ -3,29 +3,21 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from diffusers_jdm.cmi import FORMS
+from diffusers_jdm.data.prepare.cmi.settings import CmiSettings
 from diffusers_jdm.data.prepare.filters import kept
 from diffusers_jdm.data.prepare.shards import count_shards, read_clips, write_shard
-from diffusers_jdm.data.prepare.stage import Clip, Stage, above, at_least, one_of
+from diffusers_jdm.data.prepare.stage import Clip, Stage
 
 COLUMNS = [
     ("cmi", pa.list_(pa.list_(pa.float32()))),
     ("cmi_negatives", pa.int32()),  # M, or what there was
     ("cmi_track_ids", pa.list_(pa.int32())),  # of the regions that the matrix is about
 ]
-
-
-@dataclass
-class CmiSettings:
-    negatives: int = at_least(1, 1024)  # M of Eq. 12
-    form: str = one_of(FORMS, "paper")  # "infonce" takes exp(cos / temperature) in place of Eq. 12's (1 + cos) / 2
-    temperature: float = above(0, 0.07)  # of "infonce"
 
 
 def run_all(folder: str, settings, stages: list[str], copy_videos: bool) -> None:
