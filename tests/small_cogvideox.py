@@ -122,7 +122,7 @@ def cogvideox_scheduler() -> CogVideoXDDIMScheduler:
     )
 
 
-def cogvideox_base_pipeline(seed: int = 0, rotary: bool = False) -> CogVideoXPipeline:
+def base_pipeline(seed: int = 0, rotary: bool = False) -> CogVideoXPipeline:
     pipe = CogVideoXPipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=t5_text_encoder(seed),
@@ -132,6 +132,3 @@ def cogvideox_base_pipeline(seed: int = 0, rotary: bool = False) -> CogVideoXPip
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-base_pipeline = cogvideox_base_pipeline

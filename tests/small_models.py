@@ -5,9 +5,10 @@ A new base needs such a module, and nothing else here.
 
 import importlib
 
-from small_cogvideox import *
-from small_modelscope import *
+from small_words import LATENT_CHANNELS, TEXT_DIM, TEXT_LENGTH
 
 from diffusers_jdm.bases import FOLDERS
+
+__all__ = ["LATENT_CHANNELS", "SMALL", "TEXT_DIM", "TEXT_LENGTH"]
 
 SMALL = {name: importlib.import_module(f"small_{name}") for name in FOLDERS}

@@ -111,7 +111,7 @@ def modelscope_scheduler() -> DDIMScheduler:
     )
 
 
-def modelscope_base_pipeline(seed: int = 0) -> TextToVideoSDPipeline:
+def base_pipeline(seed: int = 0) -> TextToVideoSDPipeline:
     pipe = TextToVideoSDPipeline(
         vae=modelscope_vae(seed),
         text_encoder=clip_text_encoder(seed),
@@ -121,6 +121,3 @@ def modelscope_base_pipeline(seed: int = 0) -> TextToVideoSDPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-base_pipeline = modelscope_base_pipeline
