@@ -18,10 +18,11 @@ from report import print_table, write_report
 from tqdm import tqdm
 
 import diffusers_jdm  # noqa: F401  # makes diffusers know the joint pipelines
+from diffusers_jdm.bases.base import base_of_pipeline, joint_pipeline_names
 
 CHECKPOINTS = {"base": "examples/shapes/base", "joint": "examples/shapes/joint"}
 PROMPTS = ["a red circle and a blue square", "a yellow triangle and a purple cross", "a green square", "a cyan circle"]
-CALL = {"num_inference_steps": 25, "guidance_scale": 3.0, "output_type": "latent", "max_sequence_length": 24}
+CALL = {"num_inference_steps": 25, "guidance_scale": 3.0, "output_type": "latent"}
 
 
 def parse_args(argv=None):
@@ -56,13 +57,13 @@ def cache_configs(pipe) -> dict:
 @torch.no_grad()
 def generate(pipe, prompt: str, seed: int):
     """Seconds up to the latents; then the frames and, of a joint pipeline, the masks, numpy in [0, 1]."""
-    joint = "JDM" in type(pipe).__name__
+    joint, base = type(pipe).__name__ in joint_pipeline_names(), base_of_pipeline(type(pipe).__name__)
+    length, _ = base.text_size(pipe.components[base.component].config, pipe.text_encoder.config.to_dict())
+    call = CALL | base.text_arguments(length) | ({"return_masks": True} if joint else {})
     gpu = torch.cuda.is_available()
     clock = time.perf_counter if gpu else time.process_time
     start = clock()
-    output = pipe(
-        prompt, generator=torch.Generator().manual_seed(seed), **CALL, **({"return_masks": True} if joint else {})
-    )
+    output = pipe(prompt, generator=torch.Generator().manual_seed(seed), **call)
     if gpu:
         torch.cuda.synchronize()  # latents are returned before the GPU has made them
     seconds = clock() - start

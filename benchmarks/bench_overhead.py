@@ -18,9 +18,8 @@ from report import print_table, write_report
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.evaluation.overhead.measure import measure_overhead
 
-DTYPES = {
-    "cogvideox": "bfloat16"
-}  # that the figures on a CPU were measured with, if not in float32; a GPU takes float16
+# That the figures on a CPU were measured with, if not float32; a GPU takes float16.
+DTYPES = {"cogvideox": "bfloat16"}
 
 
 def parse_args(argv=None):

@@ -25,7 +25,7 @@ import truth_backends
 from report import print_table, write_report
 from tqdm import tqdm
 
-from diffusers_jdm.data.prepare.importers import import_davis
+from diffusers_jdm.data.prepare.importers.davis import davis_clips
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.shapes.world import sample_clip
 
@@ -167,7 +167,8 @@ def kills(args, scratch: Path) -> dict:
 
 def mask_bytes(folder: str) -> float:
     """Mean bytes of a mask, of one object in one frame, over the clips of a DAVIS-like folder."""
-    sizes = [len(rle) for clip in import_davis(folder) for region in clip["regions"] for rle in region["rle"]]
+    clips = (load() for load in davis_clips(folder).values())
+    sizes = [len(rle) for clip in clips for region in clip["regions"] for rle in region["rle"]]
     return float(np.mean(sizes))
 
 

@@ -21,7 +21,10 @@ ROLE_CHANNELS = 4
 
 
 def role_vector(roles: torch.LongTensor) -> torch.Tensor:
-    """What the denoiser gets as `timestep_cond`: (B, 2) → fp32 (B, 4), [video given, video left out, mask given, mask left out]."""
+    """What the denoiser gets as `timestep_cond`, fp32 (B, 4): [video given, video left out, mask given, mask left out].
+
+    roles: (B, 2), of video and mask.
+    """
     return torch.nn.functional.one_hot(roles, 3)[..., 1:].flatten(1).float()
 
 

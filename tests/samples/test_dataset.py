@@ -4,7 +4,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from small_data import training_row
 from torch.utils.data import DataLoader
 
 from diffusers_jdm.errors import BadSampleError
@@ -198,16 +197,6 @@ def test_both_branches_of_a_sample(source):
     assert torch.equal(batch["u"][::2], batch["u"][1::2]) and batch["noise_seed"][::2] == batch["noise_seed"][1::2]
     assert batch["ids"] == [sample["id"] for sample in both[:3] for _ in range(2)]
     assert torch.equal(batch["weight"][::2], batch["fine_probability"])
-
-
-def test_direct_fine_tuning_has_full_captions_and_no_masks(source):
-    samples = read_all(source, Objective("direct", text_dropout=0.0))
-    captions = {row["id"]: row["caption"] for row, _ in map(training_row, range(8))}
-    for sample in samples:
-        (branch,) = sample["branches"]
-        assert branch["mask"] is None and branch["role"] == "video" and branch["weight"] == 1
-        assert branch["prompt"] == captions[sample["id"]]
-    assert collate(samples)["mask"] is None
 
 
 def test_null_masks_are_zeros_in_a_batch(source):

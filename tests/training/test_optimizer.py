@@ -1,8 +1,5 @@
-import math
-
 import pytest
 import torch
-from diffusers.optimization import get_scheduler
 
 from diffusers_jdm.training.config import TrainConfig
 from diffusers_jdm.training.optimizer import build_lr_scheduler, build_optimizer, go_on, group_settings
@@ -28,38 +25,18 @@ def rates(scheduler, optimizer, steps=STEPS):
     return seen
 
 
-def test_adamw_has_the_settings_of_the_flags_whatever_the_schedule():
-    for name in ("constant", "onecycle"):
-        scheduler, optimizer = built(lr_scheduler=name, adam_weight_decay=0.25)
-        assert type(optimizer) is torch.optim.AdamW
-        rates(scheduler, optimizer, 3)
-        (group,) = optimizer.param_groups
-        assert group["betas"] == (0.9, 0.95) and group["weight_decay"] == 0.25 and group["eps"] == 1e-8
-
-
-@pytest.mark.parametrize("name", OF_DIFFUSERS)
-def test_diffusers_schedules(name):
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=PEAK)
-    oracle = get_scheduler(name, optimizer, num_warmup_steps=WARMUP, num_training_steps=STEPS)
-    expected = rates(oracle, optimizer)
-    assert rates(*built(lr_scheduler=name)) == pytest.approx(expected, rel=1e-9, abs=0)
-    assert max(expected) == pytest.approx(PEAK)
-    if name != "constant":
-        assert expected[0] == 0 and expected[WARMUP] == pytest.approx(PEAK)
-
-
-def test_onecycle_is_smith_s():
-    """As torch has it by default: 30 % up from 1/25 of the peak and down to 1/10,000 of that, by cosines."""
-    for steps in (1, 2, 3):
-        assert all(
-            0 < rate <= PEAK * 1.000001
-            for rate in rates(*built(lr_scheduler="onecycle", max_train_steps=steps), steps)
-        )
-    seen = rates(*built(lr_scheduler="onecycle"))
-    top = 0.3 * STEPS - 1
-    for step, rate in enumerate(seen):
-        low, share = (PEAK / 25, step / top) if step <= top else (PEAK / 25e4, (STEPS - 1 - step) / (STEPS - 1 - top))
-        assert rate == pytest.approx(low + (PEAK - low) * (1 - math.cos(math.pi * share)) / 2, rel=1e-6)
+@pytest.mark.parametrize("name", [*OF_DIFFUSERS, "onecycle"])
+def test_adamw_keeps_its_settings_and_the_rate_comes_to_its_peak(name):
+    scheduler, optimizer = built(lr_scheduler=name, adam_weight_decay=0.25)
+    assert type(optimizer) is torch.optim.AdamW
+    seen = rates(scheduler, optimizer)
+    (group,) = optimizer.param_groups
+    assert group["betas"] == (0.9, 0.95) and group["weight_decay"] == 0.25 and group["eps"] == 1e-8
+    assert max(seen) == pytest.approx(PEAK)
+    if name in ("constant", "constant_with_warmup"):
+        assert seen[WARMUP:] == [PEAK] * (STEPS - WARMUP)
+    else:  # A.7 has OneCycle, from 1/25 of the peak to 1/250,000
+        assert seen[-1] < 0.1 * PEAK and (name != "onecycle" or seen[0] == pytest.approx(PEAK / 25))
 
 
 def settings(optimizer):

@@ -92,7 +92,8 @@ class LatentSource:
 
         Returns:
             `dict`: `video`, and with a region `mask` (else None), fp32 latents times the VAE's scaling factor,
-            without the batch's dimension, (F, C, h, w) or (C, F, h, w) as the base has them; `prompt`; `prompt_embeds` fp32 (L, D).
+            without the batch's dimension, (F, C, h, w) or (C, F, h, w) as the base has them; `prompt`; `prompt_embeds`
+            fp32 (L, D).
 
         Raises:
             BadSampleError: if the shard is missing or damaged.

@@ -26,7 +26,8 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def encode(base: Base, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with latents and embeddings; one of precomputed latents comes back as it is.
 
-    Pixels are `video` uint8 (B, F, H, W, 3) and `mask` (B, F, H, W), bool, or uint8 for another signal. Masks that are left out are not encoded.
+    Pixels are `video`, uint8 (B, F, H, W, 3), and `mask` (B, F, H, W), bool, or uint8 for another signal. Masks that are
+    left out are not encoded.
     """
     if batch["prompt_embeds"] is None:
         batch = batch | {"prompt_embeds": base.encode_prompt(batch["prompt"])}

@@ -167,15 +167,15 @@ def test_prompts_are_read_line_by_line(tmp_path):
         (JOINT, "no/figure.html", "", "there is no folder no"),
         (JOINT, "figure.html", "--names one", "--names must be two, with a comma between, got one"),
         (JOINT, "figure.html", "--tracker x", "exact needs none"),
-        ("small", "figure.html", "--num_inference_steps 1", "makes 8 frames of 48×48 pixels"),
+        (JOINT, "figure.html", "--num_inference_steps 1", "small makes 8 frames of 48×48 pixels, "),
     ],
 )
 def test_wrong_arguments_are_one_line_and_leave_nothing(joint, output, more, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(JOINT, "small")
+    shutil.copytree(BASE, "small")
     config = Path("small/transformer/config.json")
     config.write_text(config.read_text().replace('"sample_frames": 9', '"sample_frames": 8'))
     Path("prompts.txt").write_text(PROMPTS[1])
-    assert figure_command(BASE, joint, "prompts.txt", output, *more.split()) == 2
+    assert figure_command("small", joint, "prompts.txt", output, *more.split()) == 2
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt", "small"]
