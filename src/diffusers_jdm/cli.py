@@ -162,12 +162,10 @@ def _add_prepare(verbs: argparse._SubParsersAction) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    try:
-        from diffusers_jdm.data.prepare.run import prepare, read_arguments
+    from diffusers_jdm.errors import needs_extra
+
+    with needs_extra("prepare"):
         from diffusers_jdm.data.prepare.settings import as_yaml, read_settings
-        from diffusers_jdm.data.prepare.write_dataset import report, summary
-    except ModuleNotFoundError as error:
-        raise ImportError(f'prepare needs {error.name}: pip install "diffusers-jdm[prepare]"') from error
 
     changes = [*arguments.set, *([f"clips.importer={arguments.importer}"] if arguments.importer else [])]
     settings = read_settings(arguments.config, changes)
@@ -176,6 +174,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
         return
     if arguments.out is None:
         raise ValueError("prepare needs VIDEOS and OUT: a folder with videos, and one for the training set.")
+
+    with needs_extra("prepare"):
+        from diffusers_jdm.data.prepare.run import prepare, read_arguments
+        from diffusers_jdm.data.prepare.write_dataset import report, summary
 
     if arguments.report:
         print(f"Wrote {report(arguments.out, settings)}")

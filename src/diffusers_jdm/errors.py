@@ -1,7 +1,8 @@
 """How a run ends that cannot go on: with one line that says what is wrong and what to do, and no traceback."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EACCES, EDQUOT, EFBIG, EIO, EISDIR, ENOSPC, ENOTDIR, EPERM, EROFS
 
 # What a disk answers that is full, or not ours to write to, or broken, or has a folder in a file's place.
@@ -27,6 +28,15 @@ def with_cause(error: BaseException) -> str:
     if error.__cause__ is not None and error.__cause__ is not error:
         texts.append(with_cause(error.__cause__))
     return ": ".join(dict.fromkeys(texts))
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around imports: a module that is missing becomes an ImportError that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[{extra}]"') from error
 
 
 def as_training_error(function: Callable, *args, **kwargs):

@@ -50,7 +50,6 @@ def other_channels(configs, part, *names):
     ("size", "signal", "change", "message"),
     [
         ({"num_frames": 17}, None, None, r"--num_frames 17, but the latents in .* are of clips with num_frames \d:"),
-        ({"height": 32}, None, None, "--height 32, but the latents in .* height 16: leave the flag out"),
         ({}, "hed", None, "--regional_signal hed, but the latents in .* are of mask"),
         ({}, None, ("vae", "latent_channels"), "holds latents of 4 channels, and the base's VAE has 16"),
         (

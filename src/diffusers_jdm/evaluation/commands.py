@@ -4,12 +4,13 @@ import argparse
 import sys
 
 from diffusers_jdm.bases import FOLDERS
+from diffusers_jdm.errors import needs_extra
 from diffusers_jdm.evaluation.benchmarks.commands import (
     add_collect_verb,
     add_export_compbench_verb,
     add_export_vbench_verb,
 )
-from diffusers_jdm.evaluation.flags import add_dtype_flag, add_sampling_flags, names_between_commas, needs_extra
+from diffusers_jdm.evaluation.flags import add_dtype_flag, add_sampling_flags, names_between_commas
 
 
 def add_verbs(verbs: argparse._SubParsersAction) -> None:

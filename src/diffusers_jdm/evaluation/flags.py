@@ -1,8 +1,6 @@
 """Flags that several verbs of `diffusers-jdm evaluate` share. Imports nothing heavy: every call of the program reads this."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -39,12 +37,3 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 def names_between_commas(text: str | None) -> list[str] | None:
     """What stands between commas; None for nothing."""
     return [name.strip() for name in (text or "").split(",") if name.strip()] or None
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports: a module that is missing becomes an ImportError that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ImportError(f'this needs {error.name}: pip install "diffusers-jdm[{extra}]"') from error

@@ -2,7 +2,8 @@
 
 import argparse
 
-from diffusers_jdm.evaluation.flags import add_sampling_flags, names_between_commas, needs_extra
+from diffusers_jdm.errors import needs_extra
+from diffusers_jdm.evaluation.flags import add_sampling_flags, names_between_commas
 
 
 def add_export_vbench_verb(verbs: argparse._SubParsersAction) -> None:
