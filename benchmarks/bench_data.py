@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from memory import forget_peak, resident_now, resident_peak
@@ -204,13 +205,16 @@ def start(kind: str, folder: Path) -> None:
     source = open_source(kind, folder)
     dataset = RegionDataset(source, range(len(source.ids)), OBJECTIVE)
     identity_of(source.ids, len(dataset), None)
-    positions = iter(PositionSampler(len(dataset), 8))
-    first = [source.regions(index) for _, index in next(positions)]
-    assert len(first) == 8
+    positions, rng = iter(PositionSampler(len(dataset), 8)), np.random.default_rng(0)
+
+    def draw_batch() -> None:
+        for _, index in next(positions):
+            source.draw_region(index, rng)
+
+    draw_batch()
     seconds = time.perf_counter() - begin
     for _ in range(25):
-        for _, index in next(positions):
-            source.regions(index)
+        draw_batch()
     print(json.dumps({"seconds": seconds, "bytes": resident_peak() - before}))
 
 

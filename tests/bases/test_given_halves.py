@@ -60,7 +60,7 @@ def test_all_forms_of_a_mask_are_one(small, layout):
 def test_frames_of_the_masks_decide_how_many_are_generated(small):
     masks = torch.ones(2 * small.frames - 1, 16, 16)
     assert small(masks=masks, num_frames=None).frames.shape[1] == len(masks)
-    with pytest.raises(ValueError, match=f"`masks` have {len(masks)} frames, and `num_frames` is {small.frames}"):
+    with pytest.raises(ValueError, match=f"`masks` of {len(masks)} frames, but `num_frames` is {small.frames}"):
         small(masks=masks)
 
 
@@ -190,14 +190,14 @@ WRONG = {
     "images": ({"video": [PIL.Image.new("RGB", (8, n)) for n in (8, 9)]}, "`video` .* must be of one size"),
     "three videos": ({"video": CLIP[None].repeat(3, 0)}, "`video` must be one, or as many as the 1 prompts, got 3"),
     "latents": ({"video": torch.zeros(1, 7, 7, 8, 8)}, "`video`"),
-    "frames": ({"masks": np.ones((5, 16, 16))}, "`masks` have 5 frames, and `num_frames` is"),
+    "frames": ({"masks": np.ones((5, 16, 16))}, "`masks` of 5 frames, but `num_frames` is"),
     "negative masks": ({"masks": -np.ones((9, 16, 16))}, r"`masks` .* must lie in \[0, 1\]"),
     "dark masks": ({"masks": np.full((9, 16, 16), 38, np.uint8)}, r"nowhere above 0\.149.*must be white"),
     "both halves": ({"masks": np.ones((16, 16)), "video": CLIP}, "`video` goes with none of"),
     "noise": ({"latents": torch.zeros(1), "video": CLIP}, "`video` goes with none of"),
-    "objects as a string": ({"objects": RED}, "`objects` must be a list of names"),
-    "empty names": ({"objects": [" "]}, "`objects` must be a list of names"),
-    "objects of two": ({"objects": [[RED], [BLUE]]}, "`objects` must be a list of names, for 1 prompts, got"),
+    "objects as a string": ({"objects": RED}, "`objects` must be 1 lists of names"),
+    "empty names": ({"objects": [" "]}, "`objects` must be 1 lists of names"),
+    "objects of two": ({"objects": [[RED], [BLUE]]}, "must be 1 lists of names, one a prompt, got"),
 }
 
 

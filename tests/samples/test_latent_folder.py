@@ -56,6 +56,9 @@ def test_of_several_states_of_a_clip_that_cannot_be_read_one_is_kept(folder):
 def test_other_settings_do_not_go_into_one_folder(folder, name):
     with pytest.raises(ValueError, match=rf"latents of other settings \({name} .*take another folder"):
         open_folder(folder, SETTINGS | {name: "other"}, EMPTY_PROMPT)
+    (folder / "latents.json").unlink()  # or to latents of unknown ones
+    with pytest.raises(ValueError, match=r"no latents.json in it"):
+        open_folder(folder, SETTINGS, EMPTY_PROMPT)
 
 
 # Damage

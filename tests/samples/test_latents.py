@@ -96,7 +96,9 @@ def test_no_tensors_are_held_and_few_shards_are_open(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        *(("latents.json", text, r"latents.json (cannot be read|lacks)") for text in (b"", b"{", b"[]", b"3", b"{}")),
+        *(("latents.json", text, r"latents.json is not (a|valid) JSON") for text in (b"", b"{", b"[]", b"3", b"\xff")),
+        ("latents.json", b"{}", r"latents.json lacks family, num_frames, .*: make the latents anew"),
+        ("latents.json", None, r"latents.json cannot be read: "),
         ("shard-000-00001.jsonl", b'{"key": "a"', r"shard-000-00001.jsonl is damaged .* delete it"),
         ("shard-000-00001.jsonl", b'{"key": "a"}', "is damaged .* delete it"),
         ("shard-000-00001.jsonl", b"[]", "is damaged .* delete it"),
@@ -110,7 +112,8 @@ def test_no_tensors_are_held_and_few_shards_are_open(tmp_path, monkeypatch):
     ],
 )
 def test_a_folder_that_is_damaged_says_where(folder, name, content, message):
-    (folder / name).write_bytes(content)
+    (folder / name).unlink()
+    (folder / name).mkdir() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         LatentSource(folder)
 

@@ -34,6 +34,10 @@ DAMAGES = {
     "checksums missing": lambda folder: (folder / "checksums.json").unlink(),
     "checksums of nothing": lambda folder: (folder / "checksums.json").write_text("{}"),
     "checksums of another form": lambda folder: (folder / "checksums.json").write_text("[1]"),
+    "a folder in a file's place": lambda folder: [
+        (folder / "optimizer.bin").unlink(),
+        (folder / "optimizer.bin").mkdir(),
+    ],
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from diffusers_jdm.data.ids import Ids, packed
-from diffusers_jdm.errors import BadSampleError
+from diffusers_jdm.errors import BadSampleError, one_line
+from diffusers_jdm.files import read_json
 from diffusers_jdm.samples.dataset import Region
 
 SETTINGS_FILE, EMPTY_PROMPT_FILE = "latents.json", "empty_prompt.safetensors"
@@ -159,14 +160,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What the latents of a folder were made with. Raises ValueError if it says nothing of it."""
     path = folder / SETTINGS_FILE
     try:
-        settings = json.loads(path.read_text())
-        missing = [name for name in SETTINGS if name not in settings]
+        settings = read_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"{folder} holds no latents: no {SETTINGS_FILE} in it. Make some with train_scripts/precompute_latents.py."
         ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+    missing = [name for name in SETTINGS if name not in settings]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: make the latents anew.")
     return settings

@@ -307,7 +307,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             names = [name for part in objects for name in part]
             is_list = len(objects) == batch_size and all(isinstance(part, list) and part for part in objects)
             if not is_list or not all(isinstance(name, str) and name.strip() for name in names):
-                raise ValueError(f"`objects` must be a list of names, for {batch_size} prompts, got {objects!r}.")
+                raise ValueError(f"`objects` must be {batch_size} lists of names, one a prompt, got {objects!r}.")
         cache = self.transformer._cache_config
         halves_batches = isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled
         if halves_batches and (guidance_scale <= 1 or objects):
@@ -332,7 +332,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             if len(pixels) not in (1, batch_size):
                 raise ValueError(f"`{given}` must be one, or as many as the {batch_size} prompts, got {len(pixels)}.")
             if num_frames not in (None, count) and not (given == "masks" and count == 1):
-                raise ValueError(f"`{given}` have {count} frames, and `num_frames` is {num_frames}: leave one out.")
+                raise ValueError(f"`{given}` of {count} frames, but `num_frames` is {num_frames}: leave one out.")
             if given == "video":  # its last frame fills up what the VAE needs
                 own_frames, own_size, num_frames = frames, size, count + -(count - 1) % clip
             elif count > 1:  # a single mask stands for all frames
