@@ -1,22 +1,18 @@
 """Fixtures: small real pipelines, built anew for each test, and data (small_models.py and small_data.py make them)."""
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import small_data
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from small_models import SMALL
+from small_paths import Cached, load_script
 
 from diffusers_jdm.bases import FOLDERS
 from diffusers_jdm.bases.base import base_named
 from diffusers_jdm.samples.latents import LatentSource
 from diffusers_jdm.samples.videos import VideoSource
-
-ROOT = Path(__file__).parents[1]
 
 # Sums depend on how many threads share them; the variable is for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -37,27 +33,6 @@ LONG = ("train_scripts", "examples", "test_docs.py", "test_push_check.py", "test
 def pytest_collection_modifyitems(items):
     """Files that take long come first, since what a worker begins last should be short; xdist keeps the order of files."""
     items.sort(key=lambda item: not any(name in item.path.parts for name in LONG))
-
-
-class Cached(dict):
-    """Makes the value of a key when it is asked for first."""
-
-    def __init__(self, make):
-        super().__init__()
-        self.make = make
-
-    def __missing__(self, key):
-        self[key] = self.make(key)
-        return self[key]
-
-
-def load_script(name: str):
-    """A module of train_scripts/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "train_scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=FOLDERS)

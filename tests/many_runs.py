@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
-from conftest import load_script
+from small_paths import load_script
 
 from diffusers_jdm.training import loop
 

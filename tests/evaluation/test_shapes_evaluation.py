@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import DiffusionPipeline
+from small_paths import ROOT
 
 from diffusers_jdm import cli
 from diffusers_jdm.evaluation.shapes import COLUMNS, evaluate_shapes, sample, shapes_table

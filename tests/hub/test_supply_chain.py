@@ -13,10 +13,10 @@ import pytest
 import small_latents
 import torch
 from accelerate import Accelerator
-from conftest import load_script
 from diffusers.training_utils import EMAModel
 from huggingface_hub import HfApi
 from small_hub import Hub, take_for_the_hub
+from small_paths import load_script
 from small_repos import joint_pipeline
 from transformers import T5EncoderModel
 

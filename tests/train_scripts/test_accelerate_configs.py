@@ -5,7 +5,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
-from conftest import ROOT
+from small_paths import ROOT
 
 CONFIGS = ROOT / "train_scripts" / "accelerate"
 

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from conftest import Cached
 from safetensors.torch import load_file, save_file
 from small_data import NUM_FRAMES, read_log, training_row, write_latents, write_training_set
 from small_models import SMALL
+from small_paths import Cached
 
 from diffusers_jdm.bases.base import base_named
 from diffusers_jdm.data.manifest import SCHEMA

@@ -12,12 +12,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import DiffusionPipeline
 from kills import differences, untimed
 from many_runs import train
 from safetensors.torch import load_file
 from small_data import read_log
+from small_paths import ROOT
 
 from diffusers_jdm import CogVideoXJDMPipeline, ModelScopeJDMPipeline
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_script
 from safetensors.torch import load_file
 from small_clips import clip, clip_row, pixels_of, write_clips, write_rows, write_signals
 from small_data import joint_base
 from small_models import SMALL
+from small_paths import load_script
 
 from diffusers_jdm.bases.base import base_named, read_configs
 from diffusers_jdm.data.signals import signal_to_rgb

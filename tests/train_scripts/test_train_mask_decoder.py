@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_script
 from small_clips import clip_row, write_rows
 from small_data import NUM_FRAMES, joint_base, read_log
+from small_paths import ROOT, load_script
 
 from diffusers_jdm.bases.mask_decoder_jdm import JDMMaskDecoder
 from diffusers_jdm.errors import TrainingError

@@ -3,7 +3,7 @@ import math
 from typing import get_args
 
 import pytest
-from conftest import ROOT, load_script
+from small_paths import ROOT, load_script
 
 from diffusers_jdm.training.config import Flags, TrainConfig, flag, parse_flags
 

@@ -3,13 +3,13 @@ import re
 
 import pytest
 import torch
-from conftest import Cached
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, ModelCard
 from small_data import joint_base, read_log, train, train_and_keep
 from small_hub import Hub, take_for_the_hub
 from small_models import SMALL
+from small_paths import Cached
 
 from diffusers_jdm import CogVideoXJDMPipeline
 from diffusers_jdm.training import result

@@ -12,9 +12,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from small_data import joint_base
 from small_models import SMALL, TEXT_LENGTH
+from small_paths import ROOT
 
 from diffusers_jdm import cli
 from diffusers_jdm.evaluation import sampling

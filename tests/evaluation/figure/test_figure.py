@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import DiffusionPipeline
 from PIL import ImageFont
 from small_browser import CHROMIUM, REASON, Browser
+from small_paths import ROOT
 from small_preference import decoded
 
 from diffusers_jdm import cli

@@ -4,9 +4,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT, Cached
 from small_data import joint_base
 from small_models import SMALL
+from small_paths import ROOT, Cached
 
 from diffusers_jdm import JDMMaskDecoder, cli
 from diffusers_jdm.bases.base import base_named
