@@ -38,8 +38,8 @@ def train(root, *flags):
 
 @pytest.fixture(scope="module")
 def trained(root):
-    train(root, "--seeds", 0, "--variants", "direct", "jdm", "jdm_hed")
-    train(root, "--seeds", 1, "--variants", "jdm", "direct_partial")
+    train(root, "--seeds", 0, "--variants", "direct", "jdm_hed")
+    train(root, "--seeds", 1, "--variants", "direct_partial", "jdm_hed")
     return root
 
 
@@ -49,7 +49,7 @@ def points(root, name):
 
 def test_each_run_leaves_a_curve(trained):
     runs = trained / "cogvideox" / "runs"
-    names = {"direct-0", "jdm-0", "jdm_hed-0", "jdm-1", "direct_partial-1"}
+    names = {"direct-0", "jdm_hed-0", "jdm_hed-1", "direct_partial-1"}
     assert {path.name for path in runs.iterdir()} == names
     for name in names:
         first, last = points(trained, name)
@@ -76,15 +76,17 @@ def test_summary_and_picture(trained, tmp_path, capsys):
     summarise.main(summarise.parse_args(list(map(str, flags))))
     report = json.loads(output.read_text())
     assert report["seeds"] == [0, 1] and report["steps"] == 2 and report["prompts_per_group"] == 1
-    assert list(report["variants"]) == ["direct", "jdm", "jdm_hed"] == list(report["curves"])
+    assert list(report["variants"]) == ["direct", "jdm_hed"] == list(report["curves"])
     assert report["reasons"]["direct_partial"]["seeds"] == [1] and len(report["reasons"]) == 1
-    jdm, direct = [points(trained, f"jdm-{seed}")[-1]["count"] for seed in (0, 1)], points(trained, "direct-0")[-1]
-    assert report["variants"]["jdm"]["count"] == pytest.approx(sum(jdm) / 2)
-    assert report["variants"]["jdm"]["count_std"] == pytest.approx(abs(jdm[0] - jdm[1]) / 2**0.5)
-    assert report["over_direct"]["jdm"]["count"] == [jdm[0] - direct["count"]]
-    assert "mask_iou" not in report["over_direct"]["jdm"]
+    hed, direct = [points(trained, f"jdm_hed-{seed}")[-1]["count"] for seed in (0, 1)], points(trained, "direct-0")[-1]
+    assert report["variants"]["jdm_hed"]["count"] == pytest.approx(sum(hed) / 2)
+    assert report["variants"]["jdm_hed"]["count_std"] == pytest.approx(abs(hed[0] - hed[1]) / 2**0.5)
+    assert report["over_direct"]["jdm_hed"]["count"] == [hed[0] - direct["count"]]
+    assert "mask_iou" not in report["over_direct"]["jdm_hed"]
     assert [point["step"] for point in report["curves"]["direct"]] == [1, 2]
-    assert report["curves"]["jdm"][-1]["count"] == report["variants"]["jdm"]["count"]  # one prompt a group in both
+    assert (
+        report["curves"]["jdm_hed"][-1]["count"] == report["variants"]["jdm_hed"]["count"]
+    )  # one prompt a group in both
     with PIL.Image.open(picture) as image:
         assert image.width > 1000
     assert "direct" in capsys.readouterr().out
