@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import kills
 import small_data
 from small_models import SMALL
+from unbroken_run import Timeline, run_to_the_end, run_whole
 
 STEPS = 10
 COMMON = ["--train_batch_size", 2, "--max_train_steps", STEPS, "--logging_steps", 1, "--disable_vae_tiling"]
@@ -84,7 +85,7 @@ def write_inputs(folder: Path) -> dict[str, dict[str, Path]]:
     return inputs
 
 
-def draw_kills(timeline: kills.Timeline, flags: list, count: int, rng: random.Random, early: bool) -> list[kills.Kill]:
+def draw_kills(timeline: Timeline, flags: list, count: int, rng: random.Random, early: bool) -> list[kills.Kill]:
     """Up to three: in the middle of a checkpoint's writing, in training, and at any moment up to the end or, if asked for,
     before the training. In the order of the run.
     """
@@ -102,7 +103,7 @@ def try_configuration(name: str, folder: Path, inputs: dict, rng: random.Random)
     flags += SHORT_RUN[base_name]
     if data == "videos":
         flags += ["--num_frames", SMALL[base_name].NUM_FRAMES, "--height", 16, "--width", 16]
-    timeline = kills.run_whole(script, folder / "unbroken", flags)
+    timeline = run_whole(script, folder / "unbroken", flags)
     points, killed = [], folder / "killed"
     plan = draw_kills(timeline, flags, count, rng, early=name == next(iter(CONFIGURATIONS)))
     while plan:
@@ -112,7 +113,7 @@ def try_configuration(name: str, folder: Path, inputs: dict, rng: random.Random)
             continue
         points.append({"configuration": name, "event": kill.event, "number": kill.number, "delay": kill.delay} | found)
         print(describe(points[-1]), flush=True)
-    kills.run_to_the_end(script, killed, flags)
+    run_to_the_end(script, killed, flags)
     differences = kills.differences(folder / "unbroken", killed, STEPS)
     print(f"    {name}: {'identical' if not differences else 'DIFFERENT in ' + ', '.join(differences)}", flush=True)
     return [point | {"differences": differences} for point in points]

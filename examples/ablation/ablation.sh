@@ -26,6 +26,7 @@ if [[ ${2:-} == quick ]]; then
     settings[cogvideox]="--max_train_steps 40 --validation_steps 20 --curve_prompts 4 --final_prompts 8"
 fi
 
+precision=$("$bin/python" examples/shapes/precision.py)
 declare -A shipped=([cogvideox]=joint [modelscope]=joint_modelscope) suffix=([cogvideox]="" [modelscope]=_modelscope)
 "$bin/python" examples/shapes/make_dataset.py --output_dir $root/dataset --num_clips $clips --relations --signals --cmi
 for base in $bases; do
@@ -42,10 +43,10 @@ for base in $bases; do
         "$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2 train_scripts/precompute_latents.py \
             --pretrained_model_name_or_path $out/base/pipeline --train_data_dir $root/dataset --output_dir $out/latents_$signal \
             --regional_signal $signal --num_frames $num_frames \
-            --num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision bf16 --disable_vae_tiling
+            --num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision "$precision" --disable_vae_tiling
     done
     export ACCELERATE_USE_CPU=true
-    run=("$bin/python" examples/ablation/run.py --root $root --base_name $base ${settings[$base]})
+    run=("$bin/python" examples/ablation/run.py --root $root --base_name $base --mixed_precision "$precision" ${settings[$base]})
     "${run[@]}" --variants  # the base alone
     # Two runs of one thread each get more done than one after another with two; each pair continues where it was stopped
     for seed in $seeds; do

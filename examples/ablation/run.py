@@ -65,6 +65,7 @@ def parse_args(argv=None):
     parser.add_argument("--max_train_steps", type=int, default=750)
     parser.add_argument("--validation_steps", type=int, default=250, help="steps between two points of a curve")
     parser.add_argument("--train_batch_size", type=int, default=24)
+    parser.add_argument("--mixed_precision", default="bf16", help="no: where the CPU only imitates bf16")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--curve_prompts", type=int, default=12, help="of each group, at a point of a curve")
     parser.add_argument(
@@ -140,7 +141,7 @@ def train(variant: str, seed: int, args) -> None:
         lr_warmup_steps=min(50, args.max_train_steps // 4),
         use_ema=True,
         ema_decay=0.99,
-        mixed_precision="bf16",
+        mixed_precision=args.mixed_precision,
         disable_vae_tiling=True,
         heldout_samples=0,
         logging_steps=25,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from precision import fast_autocast
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ def encode_clips(base, seed, count, num_frames, cache, chunk=32):
     for start in tqdm(range(0, count, chunk), desc=f"encoding clips of {num_frames} frames"):
         clips = [sample_clip(seed, i, num_frames=num_frames) for i in range(start, min(start + chunk, count))]
         OBJECTS.update({(seed, start + i, num_frames): clip.objects for i, clip in enumerate(clips)})
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             latents.append(base.encode_pixels(to_tensor([clip.video for clip in clips])))
     latents = torch.cat(latents).half()
     cache.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ def objects_of(seed, index, num_frames):
 
 
 @torch.no_grad()
-def swap_validation(base, seed, count=64):
+def swap_validation(base, seed, count):
     """Latents of single frames of two objects, their captions, and the captions with the shapes swapped."""
     videos, captions, swapped = [], [], []
     index = 0

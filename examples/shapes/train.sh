@@ -4,10 +4,11 @@
 # With "joint" only CogVideoX's joint model, from the shipped base: stages 4 to 8.
 set -euo pipefail
 bin=${1:-.venv/bin}
+precision=$("$bin/python" examples/shapes/precision.py)
 launch=("$bin/accelerate" launch --cpu --num_processes 1 --num_cpu_threads_per_process 2)
 # All 7 subsets of up to 3 objects; frames of 48×48 pixels need no tiles.
-precompute=(--num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision bf16 --disable_vae_tiling)
-joint=(--loss_weight 0.5 --learning_rate 1e-3 --use_ema --ema_decay 0.998 --mixed_precision bf16 --disable_vae_tiling
+precompute=(--num_subsets 7 --batch_size 8 --shard_size 100 --mixed_precision "$precision" --disable_vae_tiling)
+joint=(--loss_weight 0.5 --learning_rate 1e-3 --use_ema --ema_decay 0.998 --mixed_precision "$precision" --disable_vae_tiling
     --heldout_samples 48 --validation_prompt "a red circle and a blue square" --validation_inference_steps 25
     --guidance_scale 3 --checkpoints_total_limit 2 --logging_steps 25 --resume_from_checkpoint latest)
 
@@ -37,7 +38,7 @@ roles=(--train_batch_size 48 --lr_scheduler cosine --lr_warmup_steps 100 --check
     --train_data_dir $out/jdm_latents --output_dir $out/roles_longer "${joint[@]}" "${roles[@]}" --seed 1 \
     --max_train_steps 3000 --segment_probability 0.3 --layout_probability 0.3
 "$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/roles_longer --train_data_dir $out/dataset \
-    --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision bf16 --resume_from_checkpoint latest
+    --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision "$precision" --resume_from_checkpoint latest
 if [[ ${2:-} == joint ]]; then
     exit
 fi

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from base_clips import encode_clips, make_caption, swap_validation
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.training_utils import EMAModel
+from precision import fast_autocast
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import T5EncoderModel, T5Tokenizer
@@ -190,7 +191,7 @@ def main(args, base_class=SmallCogVideoX):
         step = state["step"]
     base_rates = (args.learning_rate, args.learning_rate / 2)
 
-    validation = swap_validation(base, args.seed + 100)
+    validation = swap_validation(base, args.seed + 100, args.validation_prompts)
     alphas = pipe.scheduler.alphas_cumprod.clamp(1e-8, 1 - 1e-8)
     log_snr = torch.log(alphas) - torch.log1p(-alphas)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -209,7 +210,7 @@ def main(args, base_class=SmallCogVideoX):
         captions = ["" if rng.random() < args.caption_dropout else caption for caption in captions]
         timesteps = sample_timesteps(log_snr, rng, batch_size, base.log_snr_mean)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             loss = base.loss(latents, noise, embed(pipe, captions), timesteps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

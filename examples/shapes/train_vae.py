@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from precision import fast_autocast
 from tqdm import tqdm
 
 from diffusers_jdm.files import whole_file
@@ -143,7 +144,7 @@ def main(args, vae_class=AutoencoderKLCogVideoX, config=VAE_CONFIG, to_input=as_
             group["lr"] = peak * min(1, (step - phase_start + 1) / 50) * (0.05 + 0.95 * np.cos(0.5 * np.pi * progress))
         batch_size = args.frame_batch_size if single_frame else args.clip_batch_size
         batch = to_input(sample_batch(videos, masks, rng, batch_size, single_frame))
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             posterior = vae.encode(batch).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
         loss = vae_loss(reconstruction.float(), batch, posterior, args.kl_weight)

@@ -13,7 +13,7 @@ from diffusers_jdm.samples.latents import LatentSource
 ablation, summarise, sources = script("run"), script("summarise"), script("sources")
 
 SMALL = ["--max_train_steps", 2, "--validation_steps", 1, "--train_batch_size", 2, "--num_inference_steps", 2]
-SMALL += ["--curve_prompts", 1, "--final_prompts", 1]
+SMALL += ["--curve_prompts", 1, "--final_prompts", 1, "--mixed_precision", script("precision").fast_precision()]
 
 
 @pytest.fixture(scope="module")

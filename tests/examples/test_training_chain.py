@@ -13,6 +13,7 @@ from small_scripts import run_script, script
 from diffusers_jdm.bases.base import base_named
 
 train_base, SHIPPED = script("train_base"), script("shipped").SHIPPED
+fast_precision = script("precision").fast_precision
 STEPS = ["--train_batch_size", 2, "--logging_steps", 1, "--disable_vae_tiling"]
 SAMPLING = ["--n_prompts", 2, "--num_inference_steps", 1]
 
@@ -33,7 +34,7 @@ def chain_of(tmp_path_factory):
         base += ["--clip_batch_size", 2, "--validation_prompts", 1, "--max_train_steps", 2, "--clip_probability", 1]
         run_script(f"examples/shapes/train_base{suffix}.py", *small, *base)
         run_script("examples/shapes/make_dataset.py", "--output_dir", folder / "dataset", "--num_clips", 4)
-        plain = ["--pretrained_model_name_or_path", folder / "base/pipeline", "--mixed_precision", "bf16"]
+        plain = ["--pretrained_model_name_or_path", folder / "base/pipeline", "--mixed_precision", fast_precision()]
         latents = ["--train_data_dir", folder / "dataset", "--output_dir", folder / "jdm_latents", "--num_subsets", 7]
         latents += ["--disable_vae_tiling", "--num_frames", base_named(name).shapes_frames]
         run_script("train_scripts/precompute_latents.py", *plain, *latents)
