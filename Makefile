@@ -8,7 +8,7 @@ AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo app test coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test test-slow coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ app: setup  ## the demo app, at http://127.0.0.1:7860
 
 test: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-slow: setup  ## what `make test` leaves out
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m slow
 
 coverage: setup  ## the same, with the share of lines of src/ that tests run, in this process and its children's
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov=diffusers_jdm --cov-report=term

@@ -16,6 +16,10 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+BASES = pytest.mark.parametrize("base_name", ["cogvideox", pytest.param("modelscope", marks=pytest.mark.slow)])
+
+
+@BASES
 @torch.no_grad()
 def test_compiling_breaks_no_more_graphs_than_in_the_base(base, plain_pipeline):
     breaks = []
@@ -26,6 +30,7 @@ def test_compiling_breaks_no_more_graphs_than_in_the_base(base, plain_pipeline):
     assert breaks[0] <= breaks[1]
 
 
+@BASES
 @torch.no_grad()
 def test_compiled_and_with_another_attention_the_model_gives_the_same(base):
     model = getattr(base.pipe, base.component).eval()

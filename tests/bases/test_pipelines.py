@@ -30,11 +30,12 @@ ARGUMENTS = {
     "8 frames": {"num_frames": 8, "num_videos_per_prompt": 2},
 }
 ONLY = {"dynamic guidance": "cogvideox", "8 frames": "cogvideox"}
+WITH_EACH_SCHEDULER = ("plain", "eta", "generators")
 CASES = [
     (name, scheduler, case)
     for name in FOLDERS
     for scheduler in [None, *SCHEDULERS[name]]
-    for case in ARGUMENTS
+    for case in (WITH_EACH_SCHEDULER if scheduler else ARGUMENTS)
     # the last: diffusers' own pipeline draws noise for B * F rows from B generators, and fails
     if ONLY.get(case, name) == name and (case, scheduler) != ("generators", "EulerAncestralDiscrete")
 ]

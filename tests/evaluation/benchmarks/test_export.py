@@ -205,6 +205,7 @@ cli.main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_two_processes_end_the_same_as_one(whole, joint, prompts, tmp_path):
     (tmp_path / "run.py").write_text(LOGGED)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
