@@ -8,7 +8,7 @@ AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo app test test-slow coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test test-slow coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-oracle bench-oracle-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -74,6 +74,12 @@ bench: setup  ## what JDM costs: one table of ratios, to docs/benchmarks.md
 
 bench-roles: setup  ## one checkpoint in three directions: joint, video → mask, mask → video, and single objects
 	$(BIN)/python benchmarks/bench_roles.py
+
+bench-oracle: setup  ## does a mask answer for every word? asks for what is not there, too
+	$(BIN)/python benchmarks/bench_oracle.py
+
+bench-oracle-modelscope: setup
+	$(BIN)/python benchmarks/bench_oracle.py --base_name modelscope
 
 bench-shapes: setup
 	$(BIN)/python benchmarks/bench_shapes.py

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diffusers_jdm.data.manifest import SCHEMA, SIGNALS, write_manifest
+from diffusers_jdm.data.manifest import NEGATIVES, SCHEMA, SIGNALS, write_manifest
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.masks import rle_encode
 from diffusers_jdm.shapes.world import ShapeClip, sample_clip
@@ -44,7 +44,8 @@ def write_rows(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """A manifest, in place of the one that is there."""
     for path in folder.glob("*.parquet"):
         path.unlink()
-    write_manifest(folder, rows)
+    negatives = [NEGATIVES] if any("negatives" in row for row in rows) else []
+    write_manifest(folder, rows, schema=pa.schema([*SCHEMA, *negatives]))
     return folder
 
 

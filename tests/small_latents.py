@@ -28,9 +28,13 @@ REGIONS = [
 NAMES = ("video", "mask.0", "mask.1", "mask.2", "text", "text.0", "text.1", "text.2")
 
 
-def tensors(number, dtype=torch.float16):
+NEGATIVES = [{"caption": "a red square", "region": None}, {"caption": "a blue square. a red square", "region": 1}]
+NEGATIVE_NAMES = ("mask.empty", "negative.0", "negative.1")
+
+
+def tensors(number, dtype=torch.float16, names=NAMES):
     generator = torch.Generator().manual_seed(number)
-    shapes = {name: (5, 6) if name.startswith("text") else (3, 4, 2, 2) for name in NAMES}
+    shapes = {name: (5, 6) if name.startswith(("text", "negative")) else (3, 4, 2, 2) for name in names}
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 

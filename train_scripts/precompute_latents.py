@@ -55,6 +55,9 @@ class PrecomputeFlags(Flags):
     height: int | None = flag(None, "Height of a clip in pixels; by default what the base was made for", above=0)
     width: int | None = flag(None, "Width of a clip in pixels; by default what the base was made for", above=0)
     num_subsets: int = flag(4, "Random subsets of a clip's objects to store, at most; not in the paper", above=0)
+    num_negatives: int = flag(
+        0, "Texts to store of what a clip does not hold, at most, of the manifest's negatives; not in the paper", at_least=0
+    )
     regional_signal: Signal = flag("mask", "Signal to store for each subset of objects (A.3)")
     shard_size: int = flag(32, "Clips in a file; as many are held in memory", above=0)
     batch_size: int = flag(1, "Videos and masks of one clip that are encoded at a time", above=0)
@@ -125,7 +128,8 @@ def encode(base, clip, device, args):
         for start in range(0, len(videos), args.batch_size):
             pixels = [to_pixels(video, device) for video in videos[start : start + args.batch_size]]
             latents += base.encode_pixels(torch.stack(pixels)).to(dtype).cpu()
-    embeds = base.encode_prompt([entry["caption"], *(region["caption"] for region in entry["regions"])])
+    texts = [entry["caption"], *(text["caption"] for text in entry["regions"] + entry.get("negatives", []))]
+    embeds = base.encode_prompt(texts)
     tensors = dict(zip(tensor_names(entry), [*latents, *embeds.to(dtype).cpu()]))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -229,6 +233,7 @@ def main(args):
         "mixed_precision": args.mixed_precision,
         "text_shape": list(empty_prompt.shape),
         "scaling_factor": pipe.vae.config.get("scaling_factor"),
+        **({"num_negatives": args.num_negatives} if args.num_negatives else {}),
         **prints,
     }
     with lock(folder) if state.is_main_process else nullcontext():

@@ -7,6 +7,7 @@ made anew, which takes some minutes.
 """
 
 import argparse
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from diffusers_jdm.cmi import cmi_matrix_of_means
-from diffusers_jdm.data.manifest import SCHEMA, SIGNALS, Manifest, write_manifest
+from diffusers_jdm.data.manifest import NEGATIVES, SCHEMA, SIGNALS, Manifest, write_manifest
 from diffusers_jdm.data.video import write_video
 from diffusers_jdm.masks import rle_encode
+from diffusers_jdm.shapes.negatives import false_phrases
 from diffusers_jdm.shapes.relations import relation_caption
 from diffusers_jdm.shapes.signals import depth_map, edge_map
 from diffusers_jdm.shapes.world import COLOURS, MOTIONS, SHAPES, STILL, sample_clip
@@ -25,6 +27,7 @@ FPS = 8.0
 ATTRIBUTES = [(*COLOURS,), SHAPES, (*MOTIONS, STILL)]
 MEAN_WORDS = np.concatenate([np.full(len(words), 1 / len(words)) for words in ATTRIBUTES]) / np.sqrt(3)
 RELATION_PROBABILITY = 0.5
+OPTIONS = ("relations", "company", "signals", "cmi", "confusable", "num_negatives")
 
 
 def parse_args(argv=None):
@@ -40,12 +43,14 @@ def parse_args(argv=None):
     parser.add_argument("--company", action="store_true", help="always the same few pairs of objects stand together")
     parser.add_argument("--signals", action="store_true", help="write depth and HED, too, for regional signals (A.3)")
     parser.add_argument("--cmi", action="store_true", help="Eq. 12 of captions that share words; else 0")
+    parser.add_argument("--confusable", type=float, default=0.0, help="share of clips whose objects share words")
+    parser.add_argument("--num_negatives", type=int, default=0, help="phrases a clip of what it does not hold")
     return parser.parse_args(argv)
 
 
 def clip_id(args, index):
     """Names all that the clip follows from, so that a set of other settings has other ids."""
-    options = "".join(f"{name}-" for name in ("relations", "company", "signals", "cmi") if getattr(args, name))
+    options = "".join(f"{name}-" for name in OPTIONS if getattr(args, name))
     return f"train-{options}{args.seed}-{args.num_frames}x{args.resolution}-{index:06d}"
 
 
@@ -75,10 +80,19 @@ def words_of(obj, caption):
     return vector / np.linalg.norm(vector)
 
 
+def negatives_of(args, index, clip):
+    """Of each kind of false phrase in turn, so that those that are swapped, which are few, are all there."""
+    rng = np.random.default_rng([args.seed, index, 3])
+    kinds = [[some[i] for i in rng.permutation(len(some))] for some in false_phrases(clip.objects).values()]
+    return [text for some in zip_longest(*kinds) for text in some if text][: args.num_negatives]
+
+
 def make_row(args, index):
     """Writes the video of one clip; returns its row of the manifest."""
     split = "company" if args.company else "train"
-    clip = sample_clip(args.seed, index, split, None, args.num_frames, args.resolution, args.resolution)
+    confusable = bool(np.random.default_rng([args.seed, index, 2]).random() < args.confusable)
+    size = args.num_frames, args.resolution, args.resolution
+    clip = sample_clip(args.seed, index, split, None, *size, confusable=confusable)
     name = f"videos/{clip_id(args, index)}.mp4"
     write_video(Path(args.output_dir) / name, clip.video, FPS)
     regions = [
@@ -107,6 +121,7 @@ def make_row(args, index):
         # The objects of a clip are drawn without regard to each other, so their captions share no information.
         "cmi": cmi_of(clip) if args.cmi else [[0.0] * len(regions) for _ in regions],
         "regions": regions,
+        **({"negatives": negatives_of(args, index, clip)} if args.num_negatives else {}),
         **{kind: signal_name(args, index, kind) for kind in signals},
     }
 
@@ -132,7 +147,8 @@ def main(args):
     signals = SIGNALS if args.signals else ()
     for name in ("videos", *signals):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    schema = pa.schema([*SCHEMA, *((name, pa.string()) for name in signals)])
+    negatives = [NEGATIVES] if args.num_negatives else []
+    schema = pa.schema([*SCHEMA, *negatives, *((name, pa.string()) for name in signals)])
     rows = (make_row(args, index) for index in tqdm(range(args.num_clips), desc="clips"))
     write_manifest(folder, rows, schema=schema)
 

@@ -51,6 +51,11 @@ PROBLEMS = [
     (lambda row: row.update(num_frames=20), "1.mp4 has 9 frames, the manifest says 20"),
     (lambda row: row.update(frame_index=[*range(8), 9]), "frame_index names frame 9, but num_frames is 9"),
     (lambda row: row.update(video="../1.mp4"), "its video '../1.mp4' is not a path within the manifest's folder"),
+    (lambda row: row.update(negatives=["a cat", " "]), "its negative ' ' is empty, or the caption of one of its"),
+    (
+        lambda row: row.update(negatives=[clip(1).region_captions[0].upper()]),
+        f"its negative {clip(1).region_captions[0].upper()!r} is empty, or the caption",
+    ),
     (lambda row: region(row, caption=" "), "the caption of object 1 is empty"),
 ]
 

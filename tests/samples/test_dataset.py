@@ -61,6 +61,9 @@ class Memory:
         number = int(rng.integers(7))
         return Region(number, f"region {number}", self.cmi if number > 2 else 0.0)
 
+    def draw_negative(self, index, rng):
+        return Region(9, "not there", 0.0) if index else None
+
     def read(self, index, region, drop_text=False):
         if self.ids[index] in self.damaged:
             raise BadSampleError(f"{self.ids[index]} is damaged")
@@ -254,6 +257,20 @@ def test_roles_are_drawn_as_often_as_asked_for():
     roles = Counter(sample["branches"][0]["role"] for sample in read_all(Memory(), objective, 800))
     expected = {"segment": 0.3, "layout": 0.2, "joint": 0.25, "video": 0.25}
     assert {name: count / 3200 for name, count in roles.items()} == pytest.approx(expected, abs=0.03)
+
+
+def test_negatives_are_a_share_of_the_segmentation_role_alone_and_keep_their_text():
+    objective = Objective(weight=0.5, text_dropout=0.2, segment=0.4, layout=0.3, negative=0.5)
+    samples = read_all(Memory(), objective, 800)
+    branches = [(sample["id"], *sample["branches"]) for sample in samples]
+    asked = [(name, branch) for name, branch in branches if branch["role"] == "segment" and name != "clip-0"]
+    false = [branch for _, branch in asked if branch["mask"].max() == 10]
+    assert len(false) / len(asked) == pytest.approx(0.5, abs=0.05)
+    assert {branch["prompt"] for branch in false} == {"not there"}
+    assert not [name for name, branch in branches if branch["prompt"] == "not there" and branch["role"] != "segment"]
+    assert not [name for name, branch in branches if branch["prompt"] == "not there" and name == "clip-0"]
+    without = read_all(Memory(), objective._replace(negative=0.0), 800)
+    assert all(equal(one, two) for one, two in zip(samples, without) if one["branches"][0]["role"] != "segment")
 
 
 def test_roles_leave_all_other_draws_as_they_are(source):

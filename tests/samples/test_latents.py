@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from small_latents import REGIONS, SETTINGS, entry, tensors, write
+from small_latents import NAMES, NEGATIVE_NAMES, NEGATIVES, REGIONS, SETTINGS, entry, tensors, write
 
 from diffusers_jdm.errors import BadSampleError
 from diffusers_jdm.samples.dataset import Region
@@ -41,6 +41,23 @@ def test_round_trip(folder):
             assert torch.equal(sample["mask"], stored[f"mask.{k}"].float())
             assert torch.equal(sample["prompt_embeds"], stored[f"text.{k}"].float())
             assert sample["mask"].dtype == sample["video"].dtype == sample["prompt_embeds"].dtype == torch.float32
+
+
+def test_negatives_are_read_with_the_mask_of_what_they_name_beside(folder, tmp_path):
+    stored, rng = tensors(0, names=(*NAMES, *NEGATIVE_NAMES)), np.random.default_rng(0)
+    source = one_clip(tmp_path / "negatives", stored, negatives=NEGATIVES)
+    drawn = {source.draw_negative(0, rng) for _ in range(20)}
+    assert {region.caption for region in drawn} == {negative["caption"] for negative in NEGATIVES}
+    for region in drawn:
+        number = [negative["caption"] for negative in NEGATIVES].index(region.caption)
+        sample = source.read(0, region)
+        assert sample["prompt"] == region.caption
+        assert torch.equal(sample["prompt_embeds"], stored[f"negative.{number}"].float())
+        assert torch.equal(sample["mask"], stored[("mask.empty", "mask.1")[number]].float())
+    assert LatentSource(folder).draw_negative(0, rng) is None
+    del stored["mask.empty"]
+    with pytest.raises(BadSampleError, match=r"mask.empty cannot be read"):
+        one_clip(tmp_path / "none", stored, negatives=NEGATIVES).read(0, Region(len(REGIONS), "a red square", 0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

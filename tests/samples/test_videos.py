@@ -75,6 +75,22 @@ def test_what_a_row_may_lack(tmp_path, row):
         source.draw_region(1, np.random.default_rng(0))
 
 
+def test_a_negative_has_the_mask_of_what_stands_beside_it(tmp_path, row):
+    false, captions, masks = {"a green cross", "a red dog"}, clip(0).region_captions, clip(0).masks
+    source = source_of(tmp_path, row | {"negatives": sorted(false)}, row | {"id": "none", "negatives": None})
+    assert source.has_negatives and not source_of(tmp_path, row).has_negatives
+    source, seen, alone = source_of(tmp_path, row | {"negatives": sorted(false)}), set(), 0
+    for seed in range(40):
+        sample = source.read(0, source.draw_negative(0, np.random.default_rng([1, seed])))
+        texts = set(sample["prompt"].split(". "))
+        named = [captions.index(text) for text in texts - false]
+        assert len(texts & false) == 1 and np.array_equal(sample["mask"], masks[named].any(0))
+        seen |= texts
+        alone += not named
+    assert seen == {*false, *captions} and 10 < alone < 30
+    assert source_of(tmp_path, row | {"negatives": []}).draw_negative(0, np.random.default_rng(0)) is None
+
+
 def test_clips_are_cut_scaled_and_cropped(source):
     sample = VideoSource(source.manifest.folder, 5, 16, 16).read(0, BOTH)
     assert sample["video"].shape == (5, 16, 16, 3) and sample["mask"].shape == (5, 16, 16)

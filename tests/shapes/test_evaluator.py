@@ -13,10 +13,12 @@ def still(colour, shape, x, y, radius=8.0):
     return ShapeObject(colour, shape, STILL, radius, np.tile(np.array([[x, y]], np.float32), (5, 1)))
 
 
-@pytest.mark.parametrize("split", ["train", "pairs", "unseen"])
-def test_rendered_truth_is_read(split):
+@pytest.mark.parametrize(
+    ("split", "confusable"), [("train", False), ("pairs", False), ("unseen", False), ("train", True), ("pairs", True)]
+)
+def test_rendered_truth_is_read(split, confusable):
     for index in range(25):
-        clip = sample_clip(5, index, split)
+        clip = sample_clip(5, index, split, confusable=confusable)
         found = {obj.kind: obj for obj in find_objects(clip.video / np.float32(255))}
         assert set(found) == {obj.kind for obj in clip.objects}
         for obj, mask in zip(clip.objects, clip.masks):
@@ -40,6 +42,11 @@ def test_a_wrong_shape_is_a_wrong_object_but_a_right_colour():
 def test_objects_of_one_colour_are_told_apart_and_blobs_have_no_shape():
     found = find_objects(drawing(still("cyan", "circle", 12, 12), still("cyan", "square", 34, 34, radius=7)))
     assert sorted(obj.shape for obj in found) == ["circle", "square"]
+    paths = np.linspace([[10, 10], [38, 34]], [[38, 10], [10, 34]], 5).swapaxes(0, 1).astype(np.float32)
+    crossing = [ShapeObject("red", "circle", "", radius, path) for radius, path in zip((8.0, 8.2), paths)]
+    frames = drawing(*crossing)
+    frames[2:, 4:16, 30:46] *= np.float32(0.999)
+    assert sorted(obj.motion for obj in find_objects(frames)) == ["moving left", "moving right"]
     frames = drawing()
     assert find_objects(frames) == []
     frames[:, 4:44, 22:25] = (0.92, 0.12, 0.12)  # a thin bar

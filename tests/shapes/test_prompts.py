@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from diffusers_jdm.shapes.evaluator import find_objects
-from diffusers_jdm.shapes.prompts import GROUPS, shape_prompts, true_clip
+from diffusers_jdm.shapes.prompts import CONFUSABLE, GROUPS, shape_prompts, true_clip
 from diffusers_jdm.shapes.relations import RELATIONS, relation_caption, relation_of
 from diffusers_jdm.shapes.world import is_held_out_pair
 
@@ -16,7 +16,8 @@ def test_prompts_say_what_they_name(group):
         assert places == sorted(places)
         assert all(motion in prompt.text for motion in prompt.motions)
         assert (prompt.relation is None) == (group != "relation") and bool(prompt.motions) == (group == "motion")
-        assert len(prompt.kinds) == {"single": 1, "three": 3}.get(group, 2)
+        assert len(prompt.kinds) == {"single": 1, "three": 3, "crossed": 3}.get(group, 2)
+        assert (len({colour for colour, _ in prompt.kinds}) < len(prompt.kinds)) == (group in CONFUSABLE)
         assert len(prompt.kinds) != 2 or is_held_out_pair(*prompt.kinds)
     assert shape_prompts(group, 5) == shape_prompts(group, 9)[:5] != shape_prompts(group, 5, seed=1)
     with pytest.raises(ValueError, match="group must be one of"):

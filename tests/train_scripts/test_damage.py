@@ -221,6 +221,8 @@ def test_a_kind_of_base_and_a_kind_of_training_that_do_not_go_together(world, fi
     assert "the one given is joint already" in refused(world, "--objective", "direct")
     roles = "--segment_probability", 0.5
     assert "--use_lora cannot add the roles to a model that has none" in refused(world, *roles, "--use_lora")
+    negatives = "--segment_probability", 0.5, "--negative_probability", 0.5
+    assert "needs negatives, and" in refused(world, *negatives)
     change_json(world.latents() / "latents.json", regional_signal="depth")
     assert "roles are trained on masks, and" in refused(world, *roles)
 

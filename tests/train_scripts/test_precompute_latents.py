@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -206,6 +207,38 @@ def test_regional_signals(plain_folder, plain_pipeline, report, tmp_path):
         precompute(plain_folder, data, out, "--dtype", "float32")
     write_video(data / "signals/depth/0.mp4", pixels_of(clip(0).masks.any(0)), 8)
     assert report(data, out, *depth) == counts(encoded=1, kept=1, dropped=1)
+
+
+@COGVIDEOX
+def test_negatives_are_those_of_the_manifest(plain_folder, plain_pipeline, own_data, report, tmp_path):
+    """Each with its text, and with the mask of the region beside or of nothing; another list is another clip."""
+    false, out, rows = {"a green cross", "a red dog"}, tmp_path / "out", rows_of(own_data)
+    rows = [row | {"negatives": sorted(false) if number else None} for number, row in enumerate(rows)]
+    write_rows(own_data, rows)
+    flags = "--num_negatives", 2, "--dtype", "float32"
+    assert report(own_data, out, *flags) == counts(encoded=4)
+    source, base = LatentSource(out), base_named("cogvideox")(plain_pipeline)
+    assert source.has_negatives and source.draw_negative(0, np.random.default_rng(0)) is None
+    entries, beside = contents(out)[0], set()
+    for index in range(1, 4):
+        own, captions = entries[f"clip-{index}"], clip(index).region_captions
+        for number, negative in enumerate(own["negatives"]):
+            subset = [] if negative["region"] is None else own["regions"][negative["region"]]["subset"]
+            beside.add(bool(subset))
+            texts = negative["caption"].split(". ")
+            assert set(texts) - false == {captions[i] for i in subset} and len(texts) == len(subset) + 1
+            sample = source.read(index, Region(len(own["regions"]) + number, negative["caption"], 0.0))
+            mask = VideoSource(own_data, 9, 16, 16).read(index, Region(sum(1 << i for i in subset), "", 0.0))["mask"]
+            with torch.no_grad():
+                expected = base.encode_pixels(torch.from_numpy(mask_to_rgb(mask.numpy()))[None])[0]
+                torch.testing.assert_close(sample["mask"], expected)
+                torch.testing.assert_close(sample["prompt_embeds"], base.encode_prompt([negative["caption"]])[0])
+    assert beside == {True, False}
+    rows[1]["negatives"] = ["a blue dog"]
+    write_rows(own_data, rows)
+    assert report(own_data, out, *flags) == counts(encoded=1, kept=3, dropped=1)
+    with pytest.raises(SystemExit, match="other settings .*num_negatives 2, not None"):
+        precompute(plain_folder, own_data, out, "--dtype", "float32")
 
 
 # Stop and continue

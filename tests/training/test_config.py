@@ -67,6 +67,7 @@ def test_a_value_out_of_its_bounds_is_one_clear_line(bounds, good, bad, rule):
         ),
         ({"exact_two_pass": True, "layout_probability": 0.5}, "--layout_probability do not go with --exact_two_pass"),
         ({"segment_probability": 0.6, "layout_probability": 0.6}, "must not be more than 1 together"),
+        ({"negative_probability": 0.5}, "--negative_probability is a share of --segment_probability, which is 0"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 5}, "--lr_warmup_steps 5 is not below --max_train_steps 5"),
         ({"report_to": "carrier-pigeon"}, "--report_to carrier-pigeon: accelerate knows no such tracker"),
         ({"use_8bit_adam": True}, "needs bitsandbytes, which is not installed"),

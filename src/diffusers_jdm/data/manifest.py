@@ -52,9 +52,13 @@ SCHEMA = pa.schema(
 )
 """The columns that a manifest must have; it may have more."""
 
+NEGATIVES = pa.field("negatives", pa.list_(pa.string()))
+"""A column that it may have: phrases for what the clip does not hold, though they are nearly true of it."""
+
 SIGNALS = ("depth", "hed")
 """Columns that it may have and that training can use: files of regional signals (A.3), relative to the folder."""
 
+OPTIONAL = (NEGATIVES.name, *SIGNALS)
 SCHEMA_VERSION = 1  # counted up when a file of the new kind would be misread by the old code
 VERSION_KEY = b"diffusers_jdm_manifest"  # of the version in a file's metadata; a file without it is of version 1
 
@@ -141,8 +145,12 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_negatives(self) -> bool:
+        return any(NEGATIVES.name in pq.read_schema(path).names for path in self.files)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Row `index` as a dict with the keys of `SCHEMA`, and those of `SIGNALS` that the file has.
+        """Row `index` as a dict with the keys of `SCHEMA`, and those of `OPTIONAL` that the file has.
 
         Raises BadSampleError if it is damaged on disk.
         """
@@ -156,7 +164,7 @@ class Manifest:
             if self._group[0] != number:
                 if self._open[0] != file:
                     self._open = file, pq.ParquetFile(self.files[file])
-                columns = [*SCHEMA.names, *(name for name in SIGNALS if name in self._open[1].schema_arrow.names)]
+                columns = [*SCHEMA.names, *(name for name in OPTIONAL if name in self._open[1].schema_arrow.names)]
                 self._group = number, self._open[1].read_row_group(group, columns=columns, use_threads=False)
             table = self._group[1]
             return table.slice(index - int(self._ends[number]) + table.num_rows, 1).to_pylist()[0]
@@ -191,6 +199,7 @@ def check_row(row: dict[str, Any]) -> None:
             found = sum(rle is not None for rle in region["rle"] or ())
             raise BadSampleError(f"object {number} has {found} masks for {len(frames)} frames")
     _check_cmi(row["cmi"], len(regions))
+    _check_negatives(row)
 
 
 def is_inside(path: str) -> bool:
@@ -206,6 +215,13 @@ def _check_cmi(cmi: list[list[float]] | None, num_objects: int) -> None:
         raise BadSampleError(f"the CMI matrix must be {num_objects}×{num_objects}, as there are {num_objects} objects")
     if not np.isfinite(np.array(cmi, np.float64)).all():  # a null becomes NaN here
         raise BadSampleError("the CMI matrix holds NaN, inf or null values")
+
+
+def _check_negatives(row: dict[str, Any]) -> None:
+    true = {"", *(region["caption"].strip().lower() for region in row["regions"])}
+    for text in row.get(NEGATIVES.name) or ():
+        if (text or "").strip().lower() in true:
+            raise BadSampleError(f"its negative {text!r} is empty, or the caption of one of its objects")
 
 
 def _check_complete(files: list[Path]) -> None:
@@ -257,7 +273,7 @@ def _check_version(version: bytes, path: Path) -> None:
 
 def _check_schema(schema: pa.Schema, where: Path | str) -> None:
     """Raises ValueError if the schema lacks something that `SCHEMA` has."""
-    for field in SCHEMA:
+    for field in (*SCHEMA, NEGATIVES) if NEGATIVES.name in schema.names else SCHEMA:
         if field.name not in schema.names:
             raise ValueError(f"{where} lacks the column {field.name!r}; it needs {', '.join(SCHEMA.names)}.")
         if not _alike(schema.field(field.name).type, field.type):

@@ -10,7 +10,7 @@ from diffusers_jdm.data.signals import crop_to_region
 from diffusers_jdm.errors import BadSampleError
 from diffusers_jdm.masks import union_mask
 from diffusers_jdm.samples.fingerprint import clip_key
-from diffusers_jdm.samples.subsets import distinct_subsets, join_captions, mean_cmi
+from diffusers_jdm.samples.subsets import BESIDE, distinct_subsets, join_captions, mean_cmi
 from diffusers_jdm.samples.videos import VideoSource, full_caption
 
 
@@ -63,4 +63,20 @@ class ClipReader(Dataset):
         if self.source.signal != "mask":
             signal = self.source.signal_of(row)
             unions = [crop_to_region(signal, union) for union in unions]
+        if negatives := self.negatives(rng, row, regions):
+            entry["negatives"] = negatives
+            unions.append(np.zeros_like(unions[0]) if unions else np.zeros(video.shape[:3], bool))
         return {"video": video, "masks": unions, "entry": entry}
+
+    def negatives(self, rng: np.random.Generator, row: dict[str, Any], regions: list[dict]) -> list[dict[str, Any]]:
+        """Some of the row's negatives in random order, each alone or beside one of the regions."""
+        count, texts = self.settings.get("num_negatives", 0), row.get("negatives") or []
+        if not count:
+            return []
+        chosen = [texts[i] for i in rng.permutation(len(texts))[:count]]
+        captions, negatives = [region["caption"] for region in row["regions"]], []
+        for text in chosen:
+            beside = int(rng.integers(len(regions))) if regions and rng.random() < BESIDE else None
+            named = [] if beside is None else [captions[i] for i in regions[beside]["subset"]]
+            negatives.append({"caption": join_captions(rng, [text, *named]), "region": beside})
+        return negatives

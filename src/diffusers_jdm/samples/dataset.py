@@ -28,10 +28,11 @@ class Source(Protocol):
     """Where clips come from: `LatentSource` (encoded before) or `VideoSource` (encoded in the training step).
 
     num_frames, height, width: of all clips, in frames and pixels. signal: what stands for a region, "mask" or another (A.3).
-    precomputed: whether samples are latents.
+    precomputed: whether samples are latents. has_negatives: whether clips may have any.
     """
 
     precomputed: bool
+    has_negatives: bool
     ids: Sequence[str]
     num_frames: int
     height: int
@@ -40,6 +41,9 @@ class Source(Protocol):
 
     def draw_region(self, index: int, rng: np.random.Generator) -> Region:
         """A random non-empty subset of the objects."""
+
+    def draw_negative(self, index: int, rng: np.random.Generator) -> Region | None:
+        """What the clip does not hold, alone or beside a subset of its objects, whose mask it has; None if it has none."""
 
     def read(self, index: int, region: Region | None, drop_text: bool = False) -> dict[str, Any]:
         """`video`, `mask` (None without a region), `prompt`, `prompt_embeds` (None if to be encoded in the step)."""
@@ -52,6 +56,8 @@ class Objective(NamedTuple):
     weight, alpha: w and α of w′ = w · exp(-α · Ī). text_dropout: probability of an empty prompt.
     exact_two_pass: both branches of Eq. 13, weighed, in place of one that is drawn.
     segment, layout: probabilities of these roles (roles.py), in place of a draw by Eq. 13.
+    negative: share of the role "segment" whose text names what the clip does not hold. Such a text is never one to generate a
+        video from.
     """
 
     name: str = "jdm"
@@ -61,6 +67,7 @@ class Objective(NamedTuple):
     exact_two_pass: bool = False
     segment: float = 0.0
     layout: float = 0.0
+    negative: float = 0.0
 
     @property
     def roles(self) -> dict[str, float]:
@@ -113,6 +120,9 @@ class RegionDataset(Dataset):
             fine = fine_probability(self.objective.weight, region.mean_cmi, self.objective.alpha).item()
         is_drawn_fine, drop_text = bool(rng.random() < fine), bool(rng.random() < self.objective.text_dropout)
         drawn = self.objective.draw_role(rng) or ("joint" if is_drawn_fine else "video")
+        if drawn == "segment" and self.objective.negative > 0 and rng.random() < self.objective.negative:
+            negative = self.source.draw_negative(index, rng)
+            region, drop_text = negative or region, drop_text and not negative  # without words nothing is left out
         both = [("joint", fine), ("video", 1.0 - fine)]
         branches = both if self.objective.exact_two_pass else [(drawn, 1.0)]
         sample["branches"] = [

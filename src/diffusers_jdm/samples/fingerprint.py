@@ -47,6 +47,8 @@ def clip_key(
     digest = hashlib.sha256()
     texts = [row["caption"], [region["caption"] for region in row["regions"]]]
     parts = [settings, row["id"], row["frame_index"], row["height"], row["width"], texts, row["cmi"]]
+    if settings.get("num_negatives"):
+        parts.append(row["negatives"])
     digest.update(json.dumps(parts).encode())
     for region in row["regions"]:
         for counts in region["rle"]:

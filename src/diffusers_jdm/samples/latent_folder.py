@@ -76,7 +76,7 @@ def open_folder(folder: Path, settings: dict[str, Any], empty_prompt: torch.Tens
         found = read_settings(folder)
         other = [
             f"{name} {found.get(name)!r}, not {value!r}"
-            for name, value in settings.items()
+            for name, value in (settings | {"num_negatives": settings.get("num_negatives")}).items()
             if found.get(name) != value
         ]
         if other:
@@ -109,9 +109,11 @@ def find_damage(index: Path) -> str | None:
 
 
 def tensor_names(entry: dict[str, Any]) -> list[str]:
-    """What a shard has of a clip."""
-    numbers = range(len(entry["regions"]))
-    return ["video", *(f"mask.{k}" for k in numbers), "text", *(f"text.{k}" for k in numbers)]
+    """What a shard has of a clip: latents, then embeddings."""
+    regions, negatives = range(len(entry["regions"])), range(len(entry.get("negatives", ())))
+    empty = ["mask.empty"] if negatives else []
+    texts = ["text", *(f"text.{k}" for k in regions), *(f"negative.{k}" for k in negatives)]
+    return ["video", *(f"mask.{k}" for k in regions), *empty, *texts]
 
 
 def keep_only(folder: Path, keys: Mapping[str, str | None]) -> int:

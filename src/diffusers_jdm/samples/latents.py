@@ -6,7 +6,11 @@ A folder holds `latents.json` (what they were made with, and whether all are the
 
     {"key": ..., "id": ..., "caption": ..., "regions": [{"subset": [0, 2], "caption": "a dog. a cat", "mean_cmi": 0.1}]}
 
-Tensors: `KEY.video`, `KEY.text` (the full caption), and for region k `KEY.mask.k` and `KEY.text.k`.
+and, if asked for, `"negatives": [{"caption": "a red cat. a dog", "region": 1}]`: texts that name what the clip does not hold,
+and the region that they name beside it, or null.
+
+Tensors: `KEY.video`, `KEY.text` (the full caption), for region k `KEY.mask.k` and `KEY.text.k`, and with negatives
+`KEY.negative.k`, the text, and `KEY.mask.empty`.
 """
 
 import json
@@ -51,6 +55,7 @@ class LatentSource:
         self.height: int = self.settings["height"]
         self.width: int = self.settings["width"]
         self.signal: str = self.settings["regional_signal"]
+        self.has_negatives = self.settings.get("num_negatives", 0) > 0
         self.shape: tuple[int, ...] | None = None  # of a clip's latents; if set, others are bad samples
         self.index_files = index_files(self.folder)
         ids, places = _clips(self.index_files)
@@ -88,6 +93,15 @@ class LatentSource:
             raise BadSampleError("it has no objects, so no region can be drawn")
         return regions[rng.integers(len(regions))]
 
+    def draw_negative(self, index: int, rng: np.random.Generator) -> Region | None:
+        """One of the stored negatives, all alike; they are counted on from the regions. None if there are none."""
+        entry = self._entry(index)
+        negatives = entry.get("negatives")
+        if not negatives:
+            return None
+        drawn = int(rng.integers(len(negatives)))
+        return Region(len(entry["regions"]) + drawn, negatives[drawn]["caption"], 0.0)
+
     def read(self, index: int, region: Region | None, drop_text: bool = False) -> dict[str, Any]:
         """One clip; without a region under its full caption, and without a mask.
 
@@ -103,13 +117,13 @@ class LatentSource:
         key = entry["key"]
         shard = self.index_files[self._places[index, 0]].with_suffix(".safetensors")
         video = self._tensor(shard, f"{key}.video")
-        mask = None if region is None else self._tensor(shard, f"{key}.mask.{region.number}")
+        mask_name, text_name = tensors_of(entry, region)
+        mask = None if region is None else self._tensor(shard, f"{key}.{mask_name}")
         if drop_text:
             prompt, embeds = "", self._read_empty_prompt().clone()
-        elif region is None:
-            prompt, embeds = entry["caption"], self._tensor(shard, f"{key}.text")
         else:
-            prompt, embeds = region.caption, self._tensor(shard, f"{key}.text.{region.number}")
+            prompt = entry["caption"] if region is None else region.caption
+            embeds = self._tensor(shard, f"{key}.{text_name}")
         text_shape = tuple(self.settings["text_shape"])
         for name, tensor, shape in (
             ("video", video, self.shape),
@@ -154,6 +168,17 @@ class LatentSource:
             if not torch.isfinite(self._empty_prompt).all():
                 raise BadSampleError(f"the empty prompt's embedding in {path} holds NaN or inf: precompute again.")
         return self._empty_prompt
+
+
+def tensors_of(entry: dict[str, Any], region: Region | None) -> tuple[str, str]:
+    """The names of a region's mask and text; a negative has the mask of what it names beside, or an empty one."""
+    if region is None:
+        return "", "text"
+    number = region.number - len(entry["regions"])
+    if number < 0:
+        return f"mask.{region.number}", f"text.{region.number}"
+    beside = entry["negatives"][number]["region"]
+    return f"mask.{'empty' if beside is None else beside}", f"negative.{number}"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

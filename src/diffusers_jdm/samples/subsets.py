@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 JOINER = ". "
+BESIDE = 0.5  # share of negatives that stand beside what the clip holds; the others stand alone
 
 
 def non_empty_subsets(num_objects: int) -> list[tuple[int, ...]]:

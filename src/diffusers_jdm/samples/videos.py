@@ -12,7 +12,7 @@ from diffusers_jdm.data.video import fit, read_frames
 from diffusers_jdm.errors import BadSampleError
 from diffusers_jdm.masks import rle_decode, union_mask
 from diffusers_jdm.samples.dataset import Region
-from diffusers_jdm.samples.subsets import JOINER, join_captions, mean_cmi, sample_subset
+from diffusers_jdm.samples.subsets import BESIDE, JOINER, join_captions, mean_cmi, sample_subset
 
 
 class VideoSource:
@@ -33,7 +33,7 @@ class VideoSource:
         if min(num_frames, height, width) < 1:
             raise ValueError(f"num_frames, height and width must be positive, got {num_frames}, {height} and {width}")
         self.manifest = Manifest(folder)
-        self.ids = self.manifest.ids
+        self.ids, self.has_negatives = self.manifest.ids, self.manifest.has_negatives
         self.num_frames, self.height, self.width, self.signal = num_frames, height, width, signal
 
     def draw_region(self, index: int, rng: np.random.Generator) -> Region:
@@ -44,6 +44,17 @@ class VideoSource:
         subset = sample_subset(rng, len(row["regions"]))
         caption = join_captions(rng, [row["regions"][i]["caption"] for i in subset])
         return Region(sum(1 << i for i in subset), caption, mean_cmi(row["cmi"], subset))
+
+    def draw_negative(self, index: int, rng: np.random.Generator) -> Region | None:
+        """One of the row's negatives, alone (number 0) or beside a random subset; None if it has none."""
+        row = self.row(index)
+        negatives, regions = row.get("negatives"), row["regions"]
+        if not negatives:
+            return None
+        text = negatives[rng.integers(len(negatives))]
+        subset = sample_subset(rng, len(regions)) if regions and rng.random() < BESIDE else ()
+        caption = join_captions(rng, [text, *(regions[i]["caption"] for i in subset)])
+        return Region(sum(1 << i for i in subset), caption, 0.0)
 
     def read(self, index: int, region: Region | None, drop_text: bool = False) -> dict[str, Any]:
         """One clip; without a region under its full caption, and without a mask.

@@ -71,6 +71,30 @@ def template_scores(mask: np.ndarray) -> np.ndarray:
     return np.array(scores)
 
 
+def follow(parts: list[list[np.ndarray]]) -> list[list[tuple[int, np.ndarray]]]:
+    """Tracks of (frame, part): as many as the median frame has parts, of which the largest count.
+
+    They begin in the first frame that has so many; from there, forwards and backwards, each goes on at the nearest centre.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    count = int(np.median([len(of_frame) for of_frame in parts]))
+    if not count:
+        return []
+    first = next(f for f, of_frame in enumerate(parts) if len(of_frame) >= count)
+    tracks = [[(first, part)] for part in parts[first][:count]]
+    for frames in (range(first + 1, len(parts)), range(first - 1, -1, -1)):
+        last = [track[0][1] for track in tracks]
+        for f in frames:
+            found = parts[f][:count]
+            if found:
+                distances = [[np.hypot(*(centre(part) - centre(own))) for part in found] for own in last]
+                for number, k in zip(*linear_sum_assignment(distances)):
+                    last[number] = found[k]
+                    tracks[number].append((f, found[k]))
+    return [sorted(track, key=lambda seen: seen[0]) for track in tracks]
+
+
 def read_motion(path: np.ndarray, width: int) -> str:
     """Direction of the straight line from the first to the last centre; path: (F, 2) in pixels."""
     travel = path[-1] - path[0]
@@ -82,9 +106,8 @@ def read_motion(path: np.ndarray, width: int) -> str:
 def find_objects(frames: np.ndarray) -> list[FoundObject]:
     """All objects of a video. frames: float in [0, 1], (F, H, W, 3).
 
-    Colours segment the frame by hue; an object is a connected part of one colour, followed from frame to frame by its
-    rank in size; its shape is the template with the highest mean IoU over the frames. A colour has as many objects as
-    it has parts in the median frame.
+    Colours segment the frame by hue; an object is a connected part of one colour, followed from frame to frame; its shape
+    is the template with the highest mean IoU over the frames.
     """
     frames = np.asarray(frames, np.float32)
     if frames.ndim != 4 or frames.shape[-1] != 3:
@@ -93,9 +116,7 @@ def find_objects(frames: np.ndarray) -> list[FoundObject]:
     indices = colour_index(frames)
     found = []
     for number, colour in enumerate(COLOURS):
-        parts = [components(index == number) for index in indices]
-        for rank in range(int(np.median([len(p) for p in parts]))):
-            seen = [(f, p[rank]) for f, p in enumerate(parts) if len(p) > rank]
+        for seen in follow([components(index == number) for index in indices]):
             mask = np.zeros(indices.shape, bool)
             for f, part in seen:
                 mask[f] = part

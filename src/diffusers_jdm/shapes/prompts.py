@@ -23,7 +23,9 @@ from diffusers_jdm.shapes.world import (
     sample_kinds,
 )
 
-GROUPS = ("single", "pair", "three", "relation", "motion")
+GROUPS = ("single", "pair", "three", "relation", "motion", "same_colour", "crossed")
+CONFUSABLE = ("same_colour", "crossed")
+NUM_OBJECTS = {"three": 3, "crossed": 3}  # of other groups than "single": 2
 MOTION_WORDS = (*MOTIONS, STILL)
 
 
@@ -43,7 +45,8 @@ def shape_prompts(group: str, count: int, seed: int = 0) -> list[ShapePrompt]:
     Args:
         group (`str`): `"single"`: one object, of any kind, also those that no training clip holds; `"pair"`: two of a
             held-out pair; `"three"`; `"relation"`: a held-out pair, the first to the left of the second, and so on;
-            `"motion"`: a held-out pair with different motions.
+            `"motion"`: a held-out pair with different motions; `"same_colour"`: a held-out pair of one colour; `"crossed"`:
+            three, of which two share a colour and two a shape.
     """
     if group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {group!r}")
@@ -56,7 +59,7 @@ def _draw(group: str, rng: np.random.Generator) -> ShapePrompt:
         pool = KINDS + UNSEEN_KINDS
         kinds = (pool[rng.integers(len(pool))],)
     else:
-        kinds = tuple(sample_kinds(rng, "pairs", 3 if group == "three" else 2))
+        kinds = tuple(sample_kinds(rng, "pairs", NUM_OBJECTS.get(group, 2), group in CONFUSABLE))
     phrases = [f"a {colour} {shape}" for colour, shape in kinds]
     motions, relation = (), None
     if group == "motion":

@@ -7,6 +7,7 @@
 | `colour_binding` | pair | named objects whose shape is seen | are seen in their own colour |
 | `spatial_relation` | relation | videos | show both objects, standing as the prompt says |
 | `motion_binding` | motion | named objects | are seen, moving as the prompt says |
+| `confusable_objects` | same_colour, crossed | videos | show all objects, though they share colours and shapes |
 | `count` | single, pair, three | videos | show as many objects as the prompt names |
 
 and of a model that generates masks `mask_iou`: the mean IoU of the mask (>= 0.5) with the pixels of the named objects in the
@@ -19,7 +20,7 @@ from diffusers_jdm.shapes.evaluator import FoundObject, find_objects, mask_iou, 
 from diffusers_jdm.shapes.prompts import GROUPS, ShapePrompt, shape_prompts, true_clip
 from diffusers_jdm.shapes.relations import relation_of
 
-METRICS = ("object_class", "multiple_objects", "colour_binding", "spatial_relation", "motion_binding", "count")
+METRICS = ("object_class", "multiple_objects", "colour_binding", "spatial_relation", "motion_binding", "confusable_objects", "count")
 
 Found = list[FoundObject]
 
@@ -68,12 +69,19 @@ def _score_motion(prompt: ShapePrompt, found: Found) -> dict[str, list[float]]:
     return {"motion_binding": [float((*kind, motion) in moving) for kind, motion in zip(prompt.kinds, prompt.motions)]}
 
 
+def _score_confusable(prompt: ShapePrompt, found: Found) -> dict[str, list[float]]:
+    kinds = {o.kind for o in found}
+    return {"confusable_objects": [float(all(kind in kinds for kind in prompt.kinds))]}
+
+
 _SCORES = {
     "single": _score_single,
     "pair": _score_pair,
     "three": _score_three,
     "relation": _score_relation,
     "motion": _score_motion,
+    "same_colour": _score_confusable,
+    "crossed": _score_confusable,
 }
 
 

@@ -30,11 +30,13 @@ TEMPLATES = {  # by number of objects
     1: ("{}", "a video of {}", "there is {}"),
     2: ("{} and {}", "{} with {}", "{} next to {}", "a video of {} and {}", "there is {} and {}"),
     3: ("{}, {} and {}", "a video of {}, {} and {}"),
+    4: ("{}, {}, {} and {}", "a video of {}, {}, {} and {}"),
 }
 HELD_OUT_TEMPLATES = {
     1: ("there is a video of {}",),
     2: ("a video of {} with {}", "there is {} next to {}"),
     3: ("there is {}, {} and {}",),
+    4: ("there is {}, {}, {} and {}",),
 }
 SPLITS = ("train", "pairs", "unseen", "company")
 
@@ -81,8 +83,8 @@ COMPANY = frozenset(
 
 
 def allowed(kinds: list[tuple[str, str]], split: str) -> bool:
-    """Whether objects of these kinds may stand together in a clip of the split. Colours are always distinct."""
-    if len({colour for colour, _ in kinds}) < len(kinds):
+    """Whether objects of these kinds may stand together in a clip of the split; never two of one kind."""
+    if len(set(kinds)) < len(kinds):
         return False
     held_out = any(is_held_out_pair(*pair) for pair in combinations(kinds, 2))
     unseen = any(kind in UNSEEN_KINDS for kind in kinds)
@@ -95,6 +97,12 @@ def allowed(kinds: list[tuple[str, str]], split: str) -> bool:
     if split == "company":
         return all(frozenset(pair) in COMPANY for pair in combinations(kinds, 2))
     raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+
+
+def is_confusable(kinds: list[tuple[str, str]]) -> bool:
+    """Whether one word does not tell these kinds apart: two share a colour and, of three or more, two share a shape."""
+    colours, shapes = (len(set(words)) for words in zip(*kinds))
+    return colours < len(kinds) and (shapes < len(kinds) or len(kinds) == 2)
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -150,11 +158,15 @@ def caption_kinds(caption: str) -> list[tuple[str, str]]:
     raise ValueError(f"“{caption}” is no caption of the small world, such as “a red circle and a blue square”.")
 
 
-def sample_kinds(rng: np.random.Generator, split: str, num_objects: int) -> list[tuple[str, str]]:
+def sample_kinds(
+    rng: np.random.Generator, split: str, num_objects: int, confusable: bool = False
+) -> list[tuple[str, str]]:
+    """Kinds that are confusable, or else of different colours."""
     pool = KINDS if split != "unseen" else tuple(KINDS) + UNSEEN_KINDS
     while True:
         kinds = [pool[i] for i in rng.choice(len(pool), num_objects, replace=False)]
-        if allowed(kinds, split):
+        is_wanted = is_confusable(kinds) if confusable else len({colour for colour, _ in kinds}) == num_objects
+        if is_wanted and allowed(kinds, split):
             return kinds
 
 
@@ -173,13 +185,14 @@ def sample_path(
 def place_objects(
     rng: np.random.Generator, kinds: list[tuple[str, str]], num_frames: int, height: int, width: int
 ) -> tuple[ShapeObject, ...]:
-    """Objects of these kinds whose circumcircles stay at least two pixels apart in every frame."""
+    """Objects of these kinds whose circumcircles stay at least two pixels apart in every frame; of four, smaller ones."""
+    smallest, largest = (0.145, 0.18) if len(kinds) < 4 else (0.115, 0.14)
     while True:
         objects: list[ShapeObject] = []
         for colour, shape in kinds:
             for _ in range(50):
                 motion = (*MOTIONS, STILL)[rng.integers(len(MOTIONS) + 1)]
-                radius = rng.uniform(0.145, 0.18) * height
+                radius = rng.uniform(smallest, largest) * height
                 path = sample_path(rng, motion, radius, num_frames, height, width)
                 if all(np.hypot(*(path - o.path).T).min() > radius + o.radius + 2 for o in objects):
                     objects.append(ShapeObject(colour, shape, motion, radius, path))
@@ -220,6 +233,7 @@ def sample_clip(
     num_frames: int = 9,
     height: int = 48,
     width: int = 48,
+    confusable: bool = False,
 ) -> ShapeClip:
     """The clip number `index` of a split.
 
@@ -228,17 +242,19 @@ def sample_clip(
         split (`str`): `"train"`, `"pairs"` (pairs of objects and templates that training never sees), `"unseen"`
             (colour × shape pairs that training never sees), or `"company"`, of `"train"`, where objects that stand together
             are always the same few pairs, as umbrellas and rain do in real videos.
-        num_objects (`int`, *optional*): 1 to 3 (company: 1 or 2); drawn when not given (of other splits than train: 2).
+        num_objects (`int`, *optional*): 1 to 4 (company: 1 or 2); drawn when not given (of other splits than train: 2).
         num_frames, height, width (`int`): the size of the clip, in frames and pixels.
+        confusable (`bool`): two to four objects that share colours and shapes; else all colours differ.
     """
     rng = np.random.default_rng([SPLITS.index(split) if split in SPLITS else 99, seed, index])
     if num_objects is None:
-        num_objects = int(rng.choice(3, p=(0.15, 0.7, 0.15))) + 1 if split == "train" else 2
-    if not 1 <= num_objects <= 3:
-        raise ValueError(f"num_objects must be 1, 2 or 3, got {num_objects}")
-    if split == "company" and num_objects == 3:
-        raise ValueError('the split "company" has pairs only, so num_objects must be 1 or 2, got 3')
-    kinds = sample_kinds(rng, split, num_objects)
+        shares = (0.0, 0.5, 0.3, 0.2) if confusable else (0.15, 0.7, 0.15, 0.0)
+        num_objects = int(rng.choice(4, p=shares)) + 1 if split == "train" else 2
+    if not 1 + confusable <= num_objects <= 4:
+        raise ValueError(f"num_objects must lie between {1 + confusable} and 4, got {num_objects}")
+    if split == "company" and (num_objects > 2 or confusable):
+        raise ValueError(f'the split "company" has pairs of different colours only; num_objects is {num_objects}')
+    kinds = sample_kinds(rng, split, num_objects, confusable)
     objects = place_objects(rng, kinds, num_frames, height, width)
     video, masks = render(objects, sample_background(rng, height, width), num_frames)
     # A single frame shows no motion, so its caption must not claim any.

@@ -107,6 +107,11 @@ class TrainConfig(Flags):
     layout_probability: float = flag(
         0.0, "Share of samples whose mask is given and whose video is generated; not in the paper", within=(0, 1)
     )
+    negative_probability: float = flag(
+        0.0,
+        "Share of the samples of --segment_probability whose text names what the clip does not hold; not in the paper",
+        within=(0, 1),
+    )
     proportion_empty_prompts: float = flag(
         0.1, "Share of samples whose text is dropped, for classifier-free guidance (A.7)", within=(0, 1)
     )
@@ -184,6 +189,8 @@ class TrainConfig(Flags):
             raise ValueError(f"{roles} do not go with {other}.")
         if self.segment_probability + self.layout_probability > 1 + 1e-9:
             raise ValueError(f"{roles} must not be more than 1 together.")
+        if self.negative_probability and not self.segment_probability:
+            raise ValueError("--negative_probability is a share of --segment_probability, which is 0.")
 
     def check_packages(self):
         if self.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:

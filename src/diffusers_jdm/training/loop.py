@@ -77,6 +77,7 @@ class Trainer:
             exact_two_pass=config.exact_two_pass,
             segment=config.segment_probability,
             layout=config.layout_probability,
+            negative=config.negative_probability,
         )
         self.dataset, self.heldout = split(source, objective, config.heldout_samples, config.seed)
         self.identity = identity_of(source.ids, len(self.dataset), frozen)

@@ -53,6 +53,11 @@ def open_data(config: TrainConfig, configs: Configs) -> Source:
         raise TrainingError(
             f"roles are trained on masks, and {config.train_data_dir} gives {source.signal}: leave one of the two out."
         )
+    if config.negative_probability and not source.has_negatives:
+        raise TrainingError(
+            f"--negative_probability needs negatives, and {config.train_data_dir} has none: precompute the latents with "
+            "--num_negatives, from a manifest that has the column."
+        )
     if len(source.ids) <= config.heldout_samples:
         raise TrainingError(
             f"{config.train_data_dir} holds {len(source.ids)} samples, which leaves none to train on with --heldout_samples "
