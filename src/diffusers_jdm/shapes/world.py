@@ -257,7 +257,7 @@ def sample_clip(
     kinds = sample_kinds(rng, split, num_objects, confusable)
     objects = place_objects(rng, kinds, num_frames, height, width)
     video, masks = render(objects, sample_background(rng, height, width), num_frames)
-    # A single frame shows no motion, so its caption must not claim any.
-    with_motion = num_frames > 1 and rng.random() < 0.5
+    # A single frame shows no motion, so its caption must not claim any; of four objects it would be longer than models read.
+    with_motion = num_frames > 1 and rng.random() < 0.5 and num_objects < 4
     region_captions = tuple(phrase(obj, with_motion) for obj in objects)
     return ShapeClip(video, masks, objects, full_caption(list(region_captions), rng, split), region_captions)
