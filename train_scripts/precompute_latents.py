@@ -56,7 +56,9 @@ class PrecomputeFlags(Flags):
     width: int | None = flag(None, "Width of a clip in pixels; by default what the base was made for", above=0)
     num_subsets: int = flag(4, "Random subsets of a clip's objects to store, at most; not in the paper", above=0)
     num_negatives: int = flag(
-        0, "Texts to store of what a clip does not hold, at most, of the manifest's negatives; not in the paper", at_least=0
+        0,
+        "Texts to store of what a clip does not hold, at most, of the manifest's negatives; not in the paper",
+        at_least=0,
     )
     regional_signal: Signal = flag("mask", "Signal to store for each subset of objects (A.3)")
     shard_size: int = flag(32, "Clips in a file; as many are held in memory", above=0)

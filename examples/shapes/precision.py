@@ -1,6 +1,6 @@
 """In which precision this CPU trains the small world: bf16, or fp32 where it would only imitate bf16, 100 times slower.
 
-    python examples/shapes/precision.py     # what --mixed_precision takes
+python examples/shapes/precision.py     # what --mixed_precision takes
 """
 
 import torch

@@ -119,6 +119,19 @@ def test_noise_of_the_mask_is_its_own_and_leaves_generators_alone(small):
         assert all(torch.equal(torch.randn(1000, generator=g), n) for g, n in zip(mask_generators(same), noise))
 
 
+def test_the_mask_starts_as_training_saw_black_at_the_first_timestep(small):
+    """Which is noise alone only if the schedule leaves no signal there."""
+    latents = torch.randn(small.shape, generator=seeded())
+    small(latents=latents, return_masks=True)
+    (generator,) = inspect.getmodule(type(small.pipe)).mask_generators(latents)
+    call, base = SMALL[small.base.name].CALL, small.base
+    with torch.no_grad():
+        black = base.encode_pixels(-torch.ones(1, call["num_frames"], call["height"], call["width"], 3))
+    kept = base.pipe.scheduler.alphas_cumprod[base.pipe.scheduler.timesteps[0]]
+    expected = kept**0.5 * black + (1 - kept) ** 0.5 * torch.randn(small.shape, generator=generator)
+    assert torch.allclose(small.seen[0]["mask"][:1], expected, atol=1e-5)
+
+
 def test_guidance_of_the_mask_is_its_own_and_takes_no_forward_pass(small):
     def run(scale, **arguments):
         return small(

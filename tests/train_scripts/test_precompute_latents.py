@@ -237,7 +237,7 @@ def test_negatives_are_those_of_the_manifest(plain_folder, plain_pipeline, own_d
     rows[1]["negatives"] = ["a blue dog"]
     write_rows(own_data, rows)
     assert report(own_data, out, *flags) == counts(encoded=1, kept=3, dropped=1)
-    with pytest.raises(SystemExit, match="other settings .*num_negatives 2, not None"):
+    with pytest.raises(SystemExit, match=r"other settings .*num_negatives 2, not None"):
         precompute(plain_folder, own_data, out, "--dtype", "float32")
 
 

@@ -224,6 +224,12 @@ class ModelScopeJDMPipeline(
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         return latents * self.scheduler.init_noise_sigma
 
+    def prepare_mask_latents(self, noise: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Black, noised to the first timestep, (1,): the schedule keeps some signal there, and noise alone makes grey masks."""
+        size = [side * self.vae_scale_factor for side in noise.shape[-2:]]
+        black = self.encode_pixels(torch.zeros(1, 1, 3, *size), noise.dtype, noise.device)
+        return self.scheduler.add_noise(black.expand_as(noise), noise, first)
+
     def encode_pixels(self, frames: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """(B, F, 3, H, W) in [0, 1] → latents (B, C, F, h, w), one video at a time, the posterior's mode."""
         latents = [self.vae.encode(one.to(device, self.vae.dtype) * 2 - 1).latent_dist.mode() for one in frames]
@@ -389,8 +395,8 @@ class ModelScopeJDMPipeline(
         elif pixels is not None:
             latents = clean
         mask_generator = generator if given == "video" and generator is not None else mask_generators(latents)
-        mask_latents = randn_tensor(shape, generator=mask_generator, device=device, dtype=dtype)
-        mask_latents = clean if given == "masks" else mask_latents * self.scheduler.init_noise_sigma
+        mask_noise = randn_tensor(shape, generator=mask_generator, device=device, dtype=dtype)
+        mask_latents = clean if given == "masks" else self.prepare_mask_latents(mask_noise, timesteps[:1])
 
         # 6. Denoise both together, step them apart
         mask_scheduler = copy.deepcopy(self.scheduler)  # it keeps state, so each modality has its own

@@ -13,7 +13,7 @@ def false_phrases(objects: Sequence[ShapeObject]) -> dict[str, list[str]]:
             of an object, the other of none in the clip; `"other_motion"`: an object, moving as it does not.
     """
     kinds = {obj.kind for obj in objects}
-    colours, shapes = ({word: None for word in words} for words in zip(*(obj.kind for obj in objects)))
+    colours, shapes = (dict.fromkeys(words) for words in zip(*(obj.kind for obj in objects)))
     false = {
         "swapped": [(colour, shape) for colour in colours for shape in shapes],
         "other_colour": [(colour, shape) for colour in COLOURS if colour not in colours for shape in shapes],

@@ -20,7 +20,15 @@ from diffusers_jdm.shapes.evaluator import FoundObject, find_objects, mask_iou, 
 from diffusers_jdm.shapes.prompts import GROUPS, ShapePrompt, shape_prompts, true_clip
 from diffusers_jdm.shapes.relations import relation_of
 
-METRICS = ("object_class", "multiple_objects", "colour_binding", "spatial_relation", "motion_binding", "confusable_objects", "count")
+METRICS = (
+    "object_class",
+    "multiple_objects",
+    "colour_binding",
+    "spatial_relation",
+    "motion_binding",
+    "confusable_objects",
+    "count",
+)
 
 Found = list[FoundObject]
 
