@@ -4,7 +4,7 @@
 
 Clips, captions and pairs of objects are held out (split "pairs"). Pixels are read by the exact evaluator; its own ceiling
 stands beside. "clamped" is the alternative that needs no roles: the known part is noised and put back at each step (RePaint's
-way), on the same checkpoint. "words" asks for what is not there: which of its words does a mask read?
+way), on the same checkpoint. Which of its words a mask reads, bench_oracle.py asks.
 """
 
 import argparse
@@ -21,13 +21,12 @@ from tqdm import tqdm
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
 from diffusers_jdm.bases.base import base_of_pipeline
 from diffusers_jdm.shapes.evaluator import find_objects, mask_iou, named_pixels
-from diffusers_jdm.shapes.world import COLOURS, SHAPES, ShapeClip, phrase, sample_clip
+from diffusers_jdm.shapes.world import ShapeClip, phrase, sample_clip
 
 sys.path.append(str(Path(__file__).parents[1] / "examples/shapes"))
 from shipped import SHAPES as FOLDER
 from shipped import SHIPPED
 
-FOUND = 0.02  # of a frame: from this area on, a mask says that the object is there
 COLUMNS = ("colour", "object", "all_objects", "count", "iou", "iou_one_of_two", "right_object")
 
 
@@ -151,32 +150,6 @@ def object_figures(sampler: Sampler, clips: list[ShapeClip]) -> dict[str, float]
     return {"iou": float(np.mean(ious)), "right_object": float(np.mean(right)), "objects": len(ious)}
 
 
-def word_figures(sampler: Sampler, clips: list[ShapeClip]) -> dict[str, dict[str, float]]:
-    """How often something is found in rendered clips of two objects: the share of masks that are not empty, by what is asked for.
-
-    A true phrase of the first object; one with a colour or a shape that no object of the clip has; and the first one's colour
-    with the second one's shape, where the shapes differ. `iou` is with the first object's mask.
-    """
-    asked = {"true": [], "another colour": [], "another shape": [], "shapes swapped": []}  # (clip, phrase)
-    for clip in clips:
-        (colour, shape), (other_colour, other_shape) = (obj.kind for obj in clip.objects)
-        asked["true"].append((clip, f"a {colour} {shape}"))
-        wrong = next(name for name in COLOURS if name not in (colour, other_colour))
-        asked["another colour"].append((clip, f"a {wrong} {shape}"))
-        wrong = next(name for name in SHAPES if name not in (shape, other_shape))
-        asked["another shape"].append((clip, f"a {colour} {wrong}"))
-        if shape != other_shape:
-            asked["shapes swapped"].append((clip, f"a {colour} {other_shape}"))
-    rows = {}
-    for name, pairs in asked.items():
-        if pairs:
-            videos, truth = (np.stack(part) for part in zip(*((clip.video, clip.masks[0]) for clip, _ in pairs)))
-            masks = sampler.segment(videos, [phrase for _, phrase in pairs], f"words: {name}") >= 0.5
-            found = float((masks.mean((1, 2, 3)) > FOUND).mean())
-            rows[name] = {"found": found, "iou": mean_iou(masks, truth), "clips": len(pairs)}
-    return rows
-
-
 class Clamp:
     """RePaint-like: joint sampling, in which the known part, noised to the step's level, replaces what came out."""
 
@@ -276,7 +249,6 @@ def main(args):
         "per_object_iou": rows["objects"]["iou"],
         "right_object": rows["objects"]["right_object"],
         "rows": rows,
-        "words": word_figures(sampler, clips),
         "n_prompts": args.n_prompts,
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
@@ -288,7 +260,6 @@ def main(args):
             report[f"joint_{kind}"] = spread(found)
             rows |= {f"joint, {kind.replace('_', ' ')} {i}": row for i, row in enumerate(found)}
     print_table(list(COLUMNS), rows)
-    print_table(["found", "iou", "clips"], report["words"])
     print(
         f"{args.n_prompts} held-out clips, {args.num_inference_steps} steps; written to {write_report(args.report, report)}"
     )

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 import diffusers_jdm  # noqa: F401 - makes DiffusionPipeline know the joint classes
 from diffusers_jdm.bases.base import base_named
 from diffusers_jdm.overlay import export_overlay, overlay
+from diffusers_jdm.roles import has_roles
 from diffusers_jdm.shapes.evaluator import find_objects
 
 sys.path.append(str(Path(__file__).parent / "shapes"))
@@ -30,6 +31,7 @@ PROMPTS = (
     "there is a blue circle moving up next to a yellow cross",
     "a purple circle",
 )
+ASKED = ("a red circle", "a red square")  # in the first video: what it shows, and what it does not
 SCALE = 4  # of the 48×48 video on the contact sheet and in the files
 
 
@@ -62,6 +64,14 @@ def generate(name, pipe, prompts, args):
         output_type="np",
     )
     return out.frames, out.masks
+
+
+def segment(pipe, video, texts, args):
+    """Masks (N, F, H, W) of what the texts name in one video (F, H, W, 3)."""
+    steps = {"num_inference_steps": args.num_inference_steps} if args.num_inference_steps else {}
+    generator = [torch.Generator().manual_seed(args.seed) for _ in texts]
+    height, width = video.shape[1:3]
+    return pipe.segment(video, list(texts), height=height, width=width, generator=generator, output_type="np", **steps)
 
 
 def write_files(folder, number, prompt, video, mask):
@@ -102,11 +112,17 @@ def main(args):
     output_dir, start, rows = Path(args.output_dir), time.time(), []
     for name, shipped in SHIPPED.items():
         prompts = args.prompt or PROMPTS[: shipped.num_prompts]
-        videos, masks = generate(name, load(name), prompts, args)
+        pipe = load(name)
+        videos, masks = generate(name, pipe, prompts, args)
         print(f"\n{shipped.title}, {videos.shape[1]} frames")
         for number, (prompt, video, mask) in enumerate(zip(prompts, videos, masks)):
             write_files(output_dir / name, number, prompt, video, mask)
             rows.append((f"{shipped.title}: {prompt}", video, mask))
+        if not args.prompt and has_roles(pipe.components[base_named(name).component]):
+            print("\nAsked for by name in the first of these videos:")
+            for text, mask in zip(ASKED, segment(pipe, videos[0], ASKED, args)):
+                print(f'  "{text}": the mask covers {100 * (mask >= 0.5).mean():.0f} %')
+                rows.append((f'{shipped.title}, asked in the first video for "{text}"', videos[0], mask))
     sheet = output_dir / "contact_sheet.png"
     contact_sheet(rows).save(sheet)
     print(f"\n{len(rows)} videos in {time.time() - start:.0f} s, as mp4 and gif, each with its mask and an overlay:")

@@ -16,6 +16,7 @@ from diffusers_jdm.bases import public_classes
 
 if TYPE_CHECKING:
     from diffusers_jdm.bases.base import inflate as inflate
+    from diffusers_jdm.candidates import choose_candidates as choose_candidates
     from diffusers_jdm.hub.card import write_card as write_card
     from diffusers_jdm.hub.download import download_checkpoint as download_checkpoint
     from diffusers_jdm.hub.download import verify_checkpoint as verify_checkpoint
@@ -30,6 +31,7 @@ __version__ = version("diffusers-jdm")
 # Public name -> module. Imported on first use: the parents' modules cost seconds that a mere `import` need not pay.
 _CLASSES = {name: f"bases.{module}" for name, module in public_classes().items()}
 _FUNCTIONS = {
+    "choose_candidates": "candidates",
     "download_checkpoint": "hub.download",
     "export_overlay": "overlay",
     "export_repo": "hub.repo",

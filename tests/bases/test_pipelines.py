@@ -159,7 +159,7 @@ def test_a_diverged_mask_is_an_error_and_never_a_spoilt_video(small):
 
 def test_arguments_are_the_parents_and_a_few_more(plain_pipeline, fresh):
     parent, ours = (inspect.signature(type(pipe).__call__).parameters for pipe in (plain_pipeline, fresh))
-    own = ["return_masks", "mask_guidance_scale", "masks", "video", "objects", "mask_decoder"]
+    own = ["return_masks", "mask_guidance_scale", "masks", "video", "objects", "mask_decoder", "candidates"]
     callbacks = ["callback_on_step_end", "callback_on_step_end_tensor_inputs"]
     assert list(ours) == [*parent, *(name for name in callbacks if name not in parent), *own]
     changed = {name for name in parent if ours[name].default != parent[name].default}

@@ -155,7 +155,12 @@ def test_what_has_roles_is_measured_in_all_directions(out, tmp_path):
     run_script("benchmarks/bench_roles.py", "--joint", joint, *SAMPLING, cwd=tmp_path)
     report = json.loads((tmp_path / "outputs/bench/roles.json").read_text())
     assert {"joint", "segment_iou", "clamp_iou", "layout_iou", "per_object_iou", "versions"} <= report.keys()
-    assert report["words"]["another colour"].keys() == {"found", "iou", "clips"}
+    run_script(
+        "benchmarks/bench_oracle.py", "--joint", joint, "--n_prompts", 4, "--num_inference_steps", 1, cwd=tmp_path
+    )
+    oracle = json.loads((tmp_path / "outputs/bench/oracle.json").read_text())
+    assert {"found_true", "iou_true", "false_alarm", "auc_swapped", "versions"} <= oracle.keys()
+    assert oracle["distinct"]["n_clips"] == oracle["confusable"]["n_clips"] == 2
     run_script("benchmarks/bench_mask_guidance.py", "--joint", joint, *SAMPLING, "--scales", 1, 2, cwd=tmp_path)
     assert json.loads((tmp_path / "outputs/bench/mask-guidance.json").read_text())["scales"].keys() == {
         "scale 1",

@@ -48,11 +48,13 @@ class JDMPipelineOutput(BaseOutput):
         masks: soft masks, one for all named objects together. float in [0, 1], (B, F, H, W), for "np" and "pt"; lists
             of lists of mode-L images for "pil"; the mask latents for "latent". `masks >= 0.5` is the binary mask.
         object_masks: with `objects`, for each video a mask for each of them, (N, F, H, W), and else as `masks`.
+        scores: with `candidates`, what the checkpoint thinks of each video, in [0, 1], (B,).
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
     masks: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]] | None = None
     object_masks: list[torch.Tensor] | list[np.ndarray] | list[list[list[PIL.Image.Image]]] | None = None
+    scores: torch.Tensor | None = None
 
 
 def mask_generators(latents: torch.Tensor) -> list[torch.Generator]:
@@ -223,6 +225,13 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         back = timesteps[i - 1] if i > 0 else None
         return scheduler.step(prediction, previous, timesteps[i], back, sample, **step_kwargs, return_dict=False)
 
+    def choose_candidates(self, candidates: int, arguments: dict[str, Any]) -> JDMPipelineOutput | tuple:
+        """A call with several candidates, which the package verifies: it sees no more than calls with one."""
+        package = sys.modules.get("diffusers_jdm")
+        if package is None:
+            raise ImportError("`candidates` need the package: install diffusers-jdm, and import diffusers_jdm.")
+        return package.choose_candidates(self, candidates, **arguments)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -253,6 +262,7 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         video: Any = None,
         objects: list[str] | list[list[str]] | None = None,
         mask_decoder: str = "vae",
+        candidates: int = 1,
     ) -> JDMPipelineOutput | tuple:
         """Generates videos and their masks; with `masks` the videos, with `video` the masks.
 
@@ -274,6 +284,8 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             objects: names, such as `["a red car", "a yellow bus"]`, for several prompts a list of them for each. The
                 generated video is segmented by each name (`object_masks`).
             mask_decoder: "vae", or "fast" for the checkpoint's own small decoder of masks.
+            candidates: videos of each prompt, of which the checkpoint itself says how well they show the `objects`, or what
+                the prompt names: the best comes first, with `scores`. Needs the package (candidates.py).
 
         Returns:
             [`JDMPipelineOutput`], or with `return_dict=False` the tuple of what in it is not `None`.
@@ -282,6 +294,9 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
             ValueError: arguments do not fit the checkpoint or each other.
             FloatingPointError: the mask latents became NaN or inf, which would spoil the video.
         """
+        if candidates != 1:
+            arguments = {name: value for name, value in locals().items() if name not in ("self", "candidates")}
+            return self.choose_candidates(candidates, arguments)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         config, factor = self.transformer.config, self.vae_scale_factor_spatial
@@ -482,39 +497,15 @@ class CogVideoXJDMPipeline(CogVideoXPipeline):
         return output if return_dict else output.to_tuple()
 
     def segment(
-        self,
-        video: Any,
-        prompt: str | list[str],
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        attention_kwargs: dict[str, Any] | None = None,
-        max_sequence_length: int | None = None,
-        mask_decoder: str = "vae",
+        self, video: Any, prompt: str | list[str], guidance_scale: float = 1.0, **arguments: Any
     ) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
         """The masks of what the prompt names in a given video: the `masks` of a call with `video`.
 
         Args:
             video: a path, PIL images, numpy (F, H, W, 3) or a tensor (F, 3, H, W), uint8 or float in [0, 1]; or a batch
-                of those. One video goes with several prompts.
-            height, width: to which it is resized, by default the checkpoint's. The masks have its own size again.
+                of those. One video goes with several prompts. Resized to `height` and `width`; the masks have its own size.
             guidance_scale: of the mask; 1 is none.
-            generator: for the mask's noise. By default that follows from the video.
+            arguments: of a call. With a `generator` the mask's noise comes from that, else it follows from the video.
         """
-        return self(
-            prompt,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=generator,
-            output_type=output_type,
-            attention_kwargs=attention_kwargs,
-            max_sequence_length=max_sequence_length,
-            mask_guidance_scale=None,
-            video=[] if video is None else video,
-            mask_decoder=mask_decoder,
-        ).masks
+        video = [] if video is None else video
+        return self(prompt, guidance_scale=guidance_scale, mask_guidance_scale=None, video=video, **arguments).masks

@@ -44,11 +44,13 @@ class JDMPipelineOutput(BaseOutput):
         masks: soft masks, one for all named objects together. float in [0, 1], (B, F, H, W), for "np" and "pt"; lists
             of lists of mode-L images for "pil"; the mask latents for "latent". `masks >= 0.5` is the binary mask.
         object_masks: with `objects`, for each video a mask for each of them, (N, F, H, W), and else as `masks`.
+        scores: with `candidates`, what the checkpoint thinks of each video, in [0, 1], (B,).
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
     masks: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]] | None = None
     object_masks: list[torch.Tensor] | list[np.ndarray] | list[list[list[PIL.Image.Image]]] | None = None
+    scores: torch.Tensor | None = None
 
 
 # Copied from pipeline_cogvideox_jdm.mask_generators
@@ -257,6 +259,14 @@ class ModelScopeJDMPipeline(
         frames = scheduler.step(prediction, t, frames, **step_kwargs).prev_sample
         return frames.unflatten(0, (len(sample), -1)).permute(0, 2, 1, 3, 4)
 
+    # Copied from pipeline_cogvideox_jdm.CogVideoXJDMPipeline.choose_candidates
+    def choose_candidates(self, candidates: int, arguments: dict[str, Any]) -> JDMPipelineOutput | tuple:
+        """A call with several candidates, which the package verifies: it sees no more than calls with one."""
+        package = sys.modules.get("diffusers_jdm")
+        if package is None:
+            raise ImportError("`candidates` need the package: install diffusers-jdm, and import diffusers_jdm.")
+        return package.choose_candidates(self, candidates, **arguments)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -286,6 +296,7 @@ class ModelScopeJDMPipeline(
         video: Any = None,
         objects: list[str] | list[list[str]] | None = None,
         mask_decoder: str = "vae",
+        candidates: int = 1,
     ) -> JDMPipelineOutput | tuple:
         """Generates videos and their masks; with `masks` the videos, with `video` the masks.
 
@@ -308,6 +319,8 @@ class ModelScopeJDMPipeline(
             objects: names, such as `["a red car", "a yellow bus"]`, for several prompts a list of them for each. The
                 generated video is segmented by each name (`object_masks`).
             mask_decoder: "vae", or "fast" for the checkpoint's own small decoder of masks.
+            candidates: videos of each prompt, of which the checkpoint itself says how well they show the `objects`, or what
+                the prompt names: the best comes first, with `scores`. Needs the package (candidates.py).
 
         Returns:
             [`JDMPipelineOutput`], or with `return_dict=False` the tuple of what in it is not `None`.
@@ -316,6 +329,9 @@ class ModelScopeJDMPipeline(
             ValueError: arguments do not fit the checkpoint or each other.
             FloatingPointError: the mask latents became NaN or inf, which would spoil the video.
         """
+        if candidates != 1:
+            arguments = {name: value for name, value in locals().items() if name not in ("self", "candidates")}
+            return self.choose_candidates(candidates, arguments)
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         factor, embeds = self.vae_scale_factor, (prompt_embeds, negative_prompt_embeds)
@@ -484,37 +500,15 @@ class ModelScopeJDMPipeline(
         return output if return_dict else output.to_tuple()
 
     def segment(
-        self,
-        video: Any,
-        prompt: str | list[str],
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "np",
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        mask_decoder: str = "vae",
+        self, video: Any, prompt: str | list[str], guidance_scale: float = 1.0, **arguments: Any
     ) -> torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]:
         """The masks of what the prompt names in a given video: the `masks` of a call with `video`.
 
         Args:
             video: a path, PIL images, numpy (F, H, W, 3) or a tensor (F, 3, H, W), uint8 or float in [0, 1]; or a batch
-                of those. One video goes with several prompts.
-            height, width: to which it is resized, by default the checkpoint's. The masks have its own size again.
+                of those. One video goes with several prompts. Resized to `height` and `width`; the masks have its own size.
             guidance_scale: of the mask; 1 is none.
-            generator: for the mask's noise. By default that follows from the video.
+            arguments: of a call. With a `generator` the mask's noise comes from that, else it follows from the video.
         """
-        return self(
-            prompt,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=generator,
-            output_type=output_type,
-            cross_attention_kwargs=cross_attention_kwargs,
-            mask_guidance_scale=None,
-            video=[] if video is None else video,
-            mask_decoder=mask_decoder,
-        ).masks
+        video = [] if video is None else video
+        return self(prompt, guidance_scale=guidance_scale, mask_guidance_scale=None, video=video, **arguments).masks
