@@ -8,7 +8,7 @@ AUDIT := .venv-audit
 PROMPT ?=
 export PROMPT
 
-.PHONY: setup demo app test test-slow coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-oracle bench-oracle-modelscope bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
+.PHONY: setup demo app test test-slow coverage test-oldest check copies format audit dist bench bench-shapes bench-shapes-modelscope bench-oracle bench-oracle-modelscope bench-candidates bench-mask-guidance bench-mask-decoder bench-cmi bench-gradient-checkpointing bench-prepare bench-resume bench-roles bench-train bench-overhead bench-startup bench-data bench-caches bench-sampling bench-check bench-identity report ablation ablation-quick shapes shapes-joint clean
 
 setup: $(STAMP)
 
@@ -80,6 +80,9 @@ bench-oracle: setup  ## does a mask answer for every word? asks for what is not 
 
 bench-oracle-modelscope: setup
 	$(BIN)/python benchmarks/bench_oracle.py --base_name modelscope
+
+bench-candidates: setup  ## the best of N videos, by the checkpoint's own judgement
+	$(BIN)/python benchmarks/bench_candidates.py
 
 bench-shapes: setup
 	$(BIN)/python benchmarks/bench_shapes.py

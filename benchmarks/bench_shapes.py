@@ -25,7 +25,16 @@ from diffusers_jdm.shapes.world import UNSEEN_KINDS, ShapeClip, phrase, sample_c
 sys.path.append(str(Path(__file__).parents[1] / "examples/shapes"))
 from shipped import SHAPES, SHIPPED
 
-METRICS = ("colour", "object", "unseen_object", "all_objects", "count", "mask_iou", "mask_iou_one_of_two")
+METRICS = (
+    "colour",
+    "object",
+    "unseen_object",
+    "all_objects",
+    "count",
+    "mask_iou",
+    "mask_iou_one_of_two",
+    "mask_contrast",
+)
 
 
 def parse_args():
@@ -72,6 +81,12 @@ def mask_ious(found: list, named: list, masks: np.ndarray) -> np.ndarray:
     return np.array([mask_iou(mask >= 0.5, truth) if truth.any() else 0.0 for mask, truth in zip(masks, pixels)])
 
 
+def mean_contrast(masks: np.ndarray) -> float:
+    """How much brighter a mask is where it is 0.5 or more than elsewhere; 0 where it is nowhere so bright."""
+    binary = masks >= 0.5
+    return float(np.mean([m[b].mean() - m[~b].mean() if b.any() else 0.0 for m, b in zip(masks, binary)]))
+
+
 def unseen_object(found: list, named: list) -> float | None:
     """Share of the named objects that appear, over the colour × shape pairs that training never saw."""
     hits = [
@@ -109,6 +124,7 @@ def joint_figures(pipe, clips: list[ShapeClip], args) -> tuple[dict, dict]:
         "unseen_object": unseen_object(found, named),
         "mask_iou": mask_ious(found, named, masks).mean().item(),
         "mask_iou_one_of_two": mask_ious(found_single, first, single_masks).mean().item(),
+        "mask_contrast": mean_contrast(masks),
         "one_of_two_beside_others": beside_others(found_single, first, single_masks),
     }
     null = mean_scores(found, named[1:] + named[:1]) | {

@@ -33,9 +33,11 @@ def chain_of(tmp_path_factory):
         base = ["--model_dir", folder, "--output_dir", folder / "base", "--num_single_frames", 8, "--num_clips", 4]
         base += ["--clip_batch_size", 2, "--validation_prompts", 1, "--max_train_steps", 2, "--clip_probability", 1]
         run_script(f"examples/shapes/train_base{suffix}.py", *small, *base)
-        run_script("examples/shapes/make_dataset.py", "--output_dir", folder / "dataset", "--num_clips", 4)
+        false = ["--confusable", 0.5, "--num_negatives", 4]
+        run_script("examples/shapes/make_dataset.py", "--output_dir", folder / "dataset", "--num_clips", 4, *false)
         plain = ["--pretrained_model_name_or_path", folder / "base/pipeline", "--mixed_precision", fast_precision()]
         latents = ["--train_data_dir", folder / "dataset", "--output_dir", folder / "jdm_latents", "--num_subsets", 7]
+        latents += ["--num_negatives", 2]
         latents += ["--disable_vae_tiling", "--num_frames", base_named(name).shapes_frames]
         run_script("train_scripts/precompute_latents.py", *plain, *latents)
         joint = ["--output_dir", folder / "joint", "--max_train_steps", 2, "--lr_warmup_steps", 1, "--use_ema"]
@@ -49,11 +51,12 @@ def chain_of(tmp_path_factory):
 
     def add_roles(name, folder):
         roles = ["--segment_probability", 0.4, "--layout_probability", 0.4, "--max_train_steps", 1]
-        for start, end in (("joint", "roles"), ("roles", "roles_longer")):
-            train(
-                name, folder, "--pretrained_model_name_or_path", folder / start, "--output_dir", folder / end, *roles
-            )
-        decoder = ["--pretrained_model_name_or_path", folder / "roles_longer", "--train_data_dir", folder / "dataset"]
+        negatives = ["--negative_probability", 0.5, *roles]
+        stages = ("joint", "roles", roles), ("roles", "roles_longer", roles), ("roles_longer", "negatives", negatives)
+        for start, end, flags in stages:
+            folders = ["--pretrained_model_name_or_path", folder / start, "--output_dir", folder / end]
+            train(name, folder, *folders, *flags)
+        decoder = ["--pretrained_model_name_or_path", folder / "negatives", "--train_data_dir", folder / "dataset"]
         decoder += ["--output_dir", folder / "mask_decoder", "--max_train_steps", 2, "--train_batch_size", 2]
         decoder += ["--hidden_channels", 8, "--num_layers", 1, "--heldout_samples", 1, "--pool_size", 4]
         run_script("train_scripts/train_mask_decoder.py", *decoder, "--disable_vae_tiling")
@@ -151,7 +154,7 @@ def test_what_is_shipped_is_measured_and_its_cards_say_so(out, base_name):
 
 @pytest.mark.parametrize("base_name", ["cogvideox"])
 def test_what_has_roles_is_measured_in_all_directions(out, tmp_path):
-    joint = out / "roles_longer"
+    joint = out / "negatives"
     run_script("benchmarks/bench_roles.py", "--joint", joint, *SAMPLING, cwd=tmp_path)
     report = json.loads((tmp_path / "outputs/bench/roles.json").read_text())
     assert {"joint", "segment_iou", "clamp_iou", "layout_iou", "per_object_iou", "versions"} <= report.keys()
