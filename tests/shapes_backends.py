@@ -46,6 +46,13 @@ def regional_captions(clip, frames):
     return {"captions": captions}
 
 
+def captions_with_sides(clip, frames):
+    """Says on which side an object begins, so that names can be swapped."""
+    middle = frames.shape[2] / 2
+    sides = ["left" if np.nonzero(region["masks"][0])[1].mean() < middle else "right" for region in clip["regions"]]
+    return {"captions": [f"a {region['name']} on the {side}" for region, side in zip(clip["regions"], sides)]}
+
+
 def depth(clip, frames):
     return {"signal": frames.mean(axis=-1).astype(np.uint8)}
 

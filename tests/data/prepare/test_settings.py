@@ -70,7 +70,7 @@ def test_wrong_files(content, tmp_path):
 
 
 WRONG = {"fps": 0.0, "temperature": float("nan"), "dtype": "int8", "form": "papr", "min_area": 0.6}
-for key in ("num_frames", "shard_size", "batch_size", "max_new_tokens", "detection_frames", "negatives"):
+for key in ("num_frames", "shard_size", "batch_size", "max_new_tokens", "detection_frames", "negatives", "count"):
     WRONG[key] = 0
 SECTIONS = {section.name: getattr(PrepareSettings(), section.name) for section in fields(PrepareSettings)}
 

@@ -127,6 +127,8 @@ def log_folder(folder: Path, stage: str, settings: PrepareSettings, num_shards: 
     if not stage_named(stage).filtered:
         return logs
     depends = [vars(settings.filters), vars(settings.cmi), num_shards if is_whole(stage) else None]
+    if stage == "cmi" and is_on("negatives", settings):
+        depends.append("near")  # a column that this stage needs
     return logs / hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
 
 

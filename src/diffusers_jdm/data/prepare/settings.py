@@ -18,6 +18,7 @@ from diffusers_jdm.data.prepare.stages.clips import ClipSettings
 from diffusers_jdm.data.prepare.stages.depth import DepthSettings
 from diffusers_jdm.data.prepare.stages.embeddings import EmbeddingSettings
 from diffusers_jdm.data.prepare.stages.hed import HedSettings
+from diffusers_jdm.data.prepare.stages.negatives import NegativeSettings
 from diffusers_jdm.data.prepare.stages.regional_captions import RegionalCaptionSettings
 from diffusers_jdm.data.prepare.stages.tracks import TrackSettings
 from diffusers_jdm.errors import one_line
@@ -37,6 +38,7 @@ class PrepareSettings:
     hed: HedSettings = field(default_factory=HedSettings)
     embeddings: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     cmi: CmiSettings = field(default_factory=CmiSettings)
+    negatives: NegativeSettings = field(default_factory=NegativeSettings)
 
 
 STAGES = (*(section.name for section in fields(PrepareSettings) if section.name != "filters"), "dataset")

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffusers_jdm.data.manifest import SCHEMA, write_manifest
+from diffusers_jdm.data.manifest import NEGATIVES, SCHEMA, write_manifest
 from diffusers_jdm.data.media import exists
 from diffusers_jdm.data.prepare.filters import KEPT, judge
 from diffusers_jdm.data.prepare.place_videos import place_of, place_tar, place_video
@@ -28,11 +28,12 @@ MEASURES = [(name, pa.float32()) for name in ("border", "fragmentation", "presen
 REGION_EXTRAS = [("raw_caption", pa.string()), ("score", pa.float32()), *MEASURES]
 
 
-def dataset_schema() -> pa.Schema:
+def dataset_schema(with_negatives: bool = False) -> pa.Schema:
     """That of a manifest, with what `prepare` knows beside it."""
     region = pa.struct([*SCHEMA.field("regions").type.value_type, *[pa.field(*extra) for extra in REGION_EXTRAS]])
     fields = [field for field in SCHEMA if field.name != "regions"]
     extras = [("cmi_negatives", pa.int32()), ("depth", pa.string()), ("hed", pa.string())]
+    extras += [NEGATIVES] if with_negatives else []
     return pa.schema([*fields, ("regions", pa.list_(region)), *extras])
 
 
@@ -47,12 +48,13 @@ VERDICTS = pa.schema(
     ]
 )
 VERDICTS_TOGETHER = 1000  # a row group
+UNUSED = ("boxes", "frame_embedding", "caption_embeddings", "near", "asked")  # columns of stages
 
 
 def all_clips(folder: str | os.PathLike, stages: list[str]) -> Iterator[Clip]:
     """Every listed clip, with what these stages found of it, its video where it is now."""
     for number in range(count_shards(folder)):
-        for clip in read_clips(folder, number, stages, leave_out=("boxes", "frame_embedding", "caption_embeddings")):
+        for clip in read_clips(folder, number, stages, leave_out=UNUSED):
             copy = Path(folder, place_of(clip)).absolute()
             if not exists(clip["video"]) and exists(copy):
                 clip["video"] = str(copy)
@@ -82,7 +84,7 @@ def write_dataset(folder: str | os.PathLike, settings: PrepareSettings, stages: 
     tars: dict[Path, dict[str, str]] = {}
     with pq.ParquetWriter(partial / "verdicts.parquet", VERDICTS, compression="zstd") as verdicts:
         rows = judged(folder, all_clips(folder, stages), settings, copy_videos, verdicts, counts, tars)
-        write_manifest(partial / "manifest", rows, schema=dataset_schema())
+        write_manifest(partial / "manifest", rows, schema=dataset_schema(has_negatives(folder)))
     for tar, kept in tars.items():
         place_tar(tar, kept, copy_videos)
     write_json(partial / "prepare.json", provenance(folder, settings, counts))
@@ -158,8 +160,16 @@ def verdict_row(clip, verdict) -> dict[str, Any]:
 
 def manifest_row(clip, verdict, video: str) -> dict[str, Any]:
     regions = [region for region, code in zip(clip["regions"], verdict.regions) if code == KEPT]
-    cmi = clip.get("cmi") if clip.get("cmi_track_ids") == [region["track_id"] for region in regions] else None
-    return clip | {"video": video, "regions": regions, "cmi": cmi}
+    track_ids = [region["track_id"] for region in regions]
+    row = clip | {"video": video, "regions": regions}
+    for name in ("cmi", "negatives"):  # what was found with other filters is not about these regions
+        row[name] = clip.get(name) if clip.get(f"{name}_track_ids") == track_ids else None
+    return row
+
+
+def has_negatives(folder: Path) -> bool:
+    """Whether the stage has run, now or in an earlier call."""
+    return count_shards(folder, "negatives") > 0
 
 
 def provenance(folder: Path, settings: PrepareSettings, counts: dict[str, int]) -> dict[str, Any]:
@@ -169,9 +179,12 @@ def provenance(folder: Path, settings: PrepareSettings, counts: dict[str, int]) 
     """
     commits = {path.parent.name: path.read_text() for path in sorted((folder / "stages").glob("*/commit.txt"))}
     ran_with = {path.parent.name: read_json(path) for path in (folder / "stages").glob("*/settings.json")}
+    sections = {name: section | ran_with.get(name, {}) for name, section in asdict(settings).items()}
+    if not has_negatives(folder):
+        del sections["negatives"]
     return {
         "versions": {name: version(name) for name in ("diffusers-jdm", "transformers", "torch", "datatrove")},
-        "settings": {name: section | ran_with.get(name, {}) for name, section in asdict(settings).items()},
+        "settings": sections,
         "commits": commits,
         "clips": counts,
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusers_jdm.data.prepare.cmi import neighbours
-from diffusers_jdm.data.prepare.cmi.neighbours import ClipIndex, exact_nearest
+from diffusers_jdm.data.prepare.cmi.neighbours import ClipIndex, exact_nearest, nearest_clips
 
 
 def unit(vectors):
@@ -33,6 +33,13 @@ def small_cells(monkeypatch):
     """So that sets of a test's size are split as those of millions are."""
     for name, value in (("EXACT_UP_TO", 500), ("CELL", 50), ("SAMPLE", 300), ("BATCH", 64), ("ROWS", 700)):
         monkeypatch.setattr(neighbours, name, value)
+
+
+@pytest.mark.parametrize("number", [1, 5, 400])
+def test_every_clip_has_its_nearest_ones_in_order(number):
+    embeddings = clusters(number)
+    found = nearest_clips(embeddings, 20)
+    assert np.array_equal(found, brute_force(embeddings, np.arange(number), min(20, number - 1)))
 
 
 def test_small_sets_are_compared_in_full_and_over_several_blocks(small_cells):

@@ -106,6 +106,15 @@ class ClipIndex:
         return int(np.quantile(needed, recall, method="higher"))
 
 
+def nearest_clips(embeddings: np.ndarray, count: int) -> np.ndarray:
+    """The `count` nearest other clips (or all, if there are fewer) of every clip, nearest first: int32, (N, count)."""
+    count = min(count, len(embeddings) - 1)
+    index, found = ClipIndex(embeddings, max(count, 1)), np.empty((len(embeddings), count), np.int32)
+    for clips in index.batches():
+        found[clips] = index.nearest(clips, count)
+    return found
+
+
 def exact_nearest(embeddings: np.ndarray, clips: np.ndarray, count: int) -> np.ndarray:
     """As `ClipIndex.nearest`, by comparing with all."""
     faiss, count = _faiss(), min(count, len(embeddings) - 1)

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from diffusers_jdm.data.prepare.filters import kept
 from diffusers_jdm.data.prepare.shards import count_shards, read_clips, write_shard
 from diffusers_jdm.data.prepare.stage import Clip, Stage
 
+NEAR_CLIPS = 32  # whose captions are kept for the stage negatives
+NAMED = pa.struct([("name", pa.large_string()), ("caption", pa.large_string())])  # of a whole set: beyond 2 GiB
 COLUMNS = [
     ("cmi", pa.list_(pa.list_(pa.float32()))),
     ("cmi_negatives", pa.int32()),  # M, or what there was
     ("cmi_track_ids", pa.list_(pa.int32())),  # of the regions that the matrix is about
+    ("near", pa.list_(NAMED)),  # objects of the clips that look most like it; null if the stage negatives is off
 ]
 
 
@@ -27,6 +31,9 @@ def run_all(folder: str, settings, stages: list[str], copy_videos: bool) -> None
     with tempfile.TemporaryDirectory(dir=Path(folder) / "stages", prefix="cmi-", suffix=".tmp") as scratch:
         arrays = gather(folder, settings, stages, Path(scratch))
         matrices = dataset_cmi(*arrays, settings.cmi) if arrays else iter(())
+        near = repeat(None)
+        if arrays and settings.negatives.backend is not None:
+            near = near_objects(folder, settings, stages, frames=arrays[0], offsets=arrays[2])
         for number in range(count_shards(folder)):
             rows = []
             for clip in kept_clips(folder, settings, stages, number):
@@ -35,6 +42,7 @@ def run_all(folder: str, settings, stages: list[str], copy_videos: bool) -> None
                     matrix, negatives = next(matrices)
                     track_ids = [region["track_id"] for region in clip["regions"]]
                     row |= {"cmi": matrix.tolist(), "cmi_negatives": negatives, "cmi_track_ids": track_ids}
+                    row["near"] = next(near)
                 rows.append(row)
             write_shard(folder, "cmi", number, rows, COLUMNS)
 
@@ -72,6 +80,23 @@ def gather(folder: str, settings, stages: list[str], scratch: Path) -> tuple[np.
         np.array(offsets, np.int64),
         np.array(ids, np.int64),
     )
+
+
+def near_objects(
+    folder: str, settings, stages: list[str], frames: np.ndarray, offsets: np.ndarray
+) -> Iterator[list[dict[str, str]]]:
+    """Of each kept clip, in order: names and captions of the objects in the nearest clips, nearest first."""
+    from diffusers_jdm.data.prepare.cmi.dataset_cmi import captions_of
+    from diffusers_jdm.data.prepare.cmi.neighbours import nearest_clips
+
+    shards = []  # arrow's arrays take far less memory than dicts
+    for number in range(count_shards(folder)):
+        clips = kept_clips(folder, settings, stages, number)
+        rows = [{"name": region["name"], "caption": region["caption"]} for clip in clips for region in clip["regions"]]
+        shards.append(pa.array(rows, NAMED))
+    objects = pa.concat_arrays(shards)
+    for near in nearest_clips(frames, NEAR_CLIPS):
+        yield objects.take(pa.array(captions_of(near, offsets))).to_pylist()
 
 
 def caption_id(caption: str) -> int:
