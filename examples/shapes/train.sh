@@ -41,10 +41,10 @@ roles=(--train_batch_size 48 --lr_scheduler cosine --lr_warmup_steps 100 --check
 "$bin/python" examples/shapes/make_dataset.py --output_dir $out/dataset_confusable --num_clips 2000 --confusable 0.5 --num_negatives 8
 "${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $base --train_data_dir $out/dataset_confusable \
     --output_dir $out/jdm_latents_confusable "${precompute[@]}" --num_subsets 3 --num_negatives 4
-"${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/roles_longer \
+"${launch[@]}" examples/shapes/train_joint.py --pretrained_model_name_or_path $out/roles_longer \
     --train_data_dir $out/jdm_latents_confusable --output_dir $out/negatives "${joint[@]}" \
-    --train_batch_size 48 --max_train_steps 1800 --lr_scheduler cosine --lr_warmup_steps 50 --checkpointing_steps 100 \
-    --validation_steps 400 --segment_probability 0.45 --layout_probability 0.1 --negative_probability 0.5
+    --train_batch_size 32 --max_train_steps 1300 --lr_scheduler cosine --lr_warmup_steps 50 --checkpointing_steps 200 \
+    --validation_steps 500 --segment_probability 0.55 --layout_probability 0.1 --negative_probability 0.5
 "$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/negatives --train_data_dir $out/dataset \
     --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision "$precision" --resume_from_checkpoint latest
 if [[ ${2:-} == joint ]]; then

@@ -47,7 +47,12 @@ def chain_of(tmp_path_factory):
         return folder
 
     def train(name, folder, *flags):
-        run_script(f"train_scripts/train_jdm_{name}.py", "--train_data_dir", folder / "jdm_latents", *STEPS, *flags)
+        script = (
+            "examples/shapes/train_joint.py"
+            if "--negative_probability" in flags
+            else f"train_scripts/train_jdm_{name}.py"
+        )
+        run_script(script, "--train_data_dir", folder / "jdm_latents", *STEPS, *flags)
 
     def add_roles(name, folder):
         roles = ["--segment_probability", 0.4, "--layout_probability", 0.4, "--max_train_steps", 1]

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from diffusers_jdm.bases.base import Base
 from diffusers_jdm.files import write_json
-from diffusers_jdm.samples.dataset import Objective, PositionSampler, Source, collate, split
+from diffusers_jdm.samples.dataset import PositionSampler, Source, collate, split
 from diffusers_jdm.samples.quarantine import Quarantine
 from diffusers_jdm.training.checkpoint import (
     check_same_run,
@@ -39,6 +39,7 @@ from diffusers_jdm.training.optimizer import (
     go_on,
     group_settings,
 )
+from diffusers_jdm.training.setup import objective_of
 from diffusers_jdm.training.step import attention_kernel, compute_losses, encode, to_device
 from diffusers_jdm.training.validation import call_of, heldout_loss, sample_videos, send_to_trackers
 
@@ -69,22 +70,12 @@ class Trainer:
         self.validation_embeds = validation_embeds
         self.output_dir = Path(config.output_dir)
         self.joint = config.objective == "jdm"
-        objective = Objective(
-            name=config.objective,
-            weight=config.loss_weight,
-            alpha=config.cmi_alpha,
-            text_dropout=config.proportion_empty_prompts,
-            exact_two_pass=config.exact_two_pass,
-            segment=config.segment_probability,
-            layout=config.layout_probability,
-            negative=config.negative_probability,
-        )
-        self.dataset, self.heldout = split(source, objective, config.heldout_samples, config.seed)
+        self.dataset, self.heldout = split(source, objective_of(config), config.heldout_samples, config.seed)
         self.identity = identity_of(source.ids, len(self.dataset), frozen)
 
         model = getattr(base.pipe, base.component)
         adapt_to_engine(config, accelerator, model)
-        optimizer = build_optimizer(config, [p for p in model.parameters() if p.requires_grad])
+        optimizer = self.build_optimizer(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.lr_scheduler = build_lr_scheduler(config, innermost(self.optimizer))
         accelerator.register_for_checkpointing(NoState())
@@ -95,6 +86,10 @@ class Trainer:
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
         return [p for p in model.parameters() if p.requires_grad]
+
+    def build_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """For those who want another one."""
+        return build_optimizer(self.config, [p for p in model.parameters() if p.requires_grad])
 
     def build_ema(self) -> EMAModel:
         ema = EMAModel(self.trainable_parameters(), decay=self.config.ema_decay, use_ema_warmup=True)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from diffusers_jdm.bases.base import Base, Configs, make_joint, read_configs
 from diffusers_jdm.errors import TrainingError, one_line
 from diffusers_jdm.roles import add_roles, has_roles
-from diffusers_jdm.samples.dataset import Source
+from diffusers_jdm.samples.dataset import Objective, Source
 from diffusers_jdm.samples.fingerprint import fingerprint
 from diffusers_jdm.samples.opening import open_source
 from diffusers_jdm.training.config import Flags, TrainConfig
@@ -41,6 +41,20 @@ def read_base(flags: Flags, base_class: type[Base] | None = None) -> Configs:
             f"--pretrained_model_name_or_path {path} is a {configs.pipeline_class}; this script trains {known}."
         )
     return configs
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """What the flags say of the draws of a sample."""
+    return Objective(
+        name=config.objective,
+        weight=config.loss_weight,
+        alpha=config.cmi_alpha,
+        text_dropout=config.proportion_empty_prompts,
+        exact_two_pass=config.exact_two_pass,
+        segment=config.segment_probability,
+        layout=config.layout_probability,
+        negative=config.negative_probability,
+    )
 
 
 def open_data(config: TrainConfig, configs: Configs) -> Source:
