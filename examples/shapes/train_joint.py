@@ -10,7 +10,6 @@ from pathlib import Path
 
 from muon import MuonAndAdamW
 
-from diffusers_jdm.training import loop
 from diffusers_jdm.training.optimizer import BETAS, EPSILON
 
 sys.path.append(str(Path(__file__).parents[2] / "train_scripts"))
