@@ -50,7 +50,6 @@ class Shipped(NamedTuple):
 
 COSINE = "1e-3, cosine, 100 steps of warm-up"
 ROLES = "`--loss_weight 0.5 --segment_probability {0} --layout_probability {0}`"
-NEGATIVES = "`--loss_weight 0.5 --segment_probability 0.55 --layout_probability 0.1 --negative_probability 0.5`"
 SHIPPED = {
     "cogvideox": Shipped(
         title="CogVideoX",
@@ -60,16 +59,15 @@ SHIPPED = {
         num_prompts=5,
         report="shapes",
         model_dir="outputs/shapes",
-        sources={"base": "base/pipeline", "joint": "negatives"},
+        sources={"base": "base/pipeline", "joint": "roles_longer"},
         logs="",
         base_model="`examples/shapes/base` of the diffusers-jdm repo, which is not on the Hub",
-        stages=("vae", "text_encoder", "base", "joint", "roles", "roles_longer", "negatives", "mask_decoder"),
+        stages=("vae", "text_encoder", "base", "joint", "roles", "roles_longer", "mask_decoder"),
         runs={
             "base": Run(4500, "48 clips or 96 frames", "2e-3 Muon, 1e-3 AdamW", "0.998", 0, "–"),
             "joint": Run(4200, "48", COSINE, "0.998", 0, "`--loss_weight 0.5`"),
             "roles": Run(1500, "48", COSINE, "0.998", 0, ROLES.format(0.25)),
             "roles_longer": Run(3000, "48", COSINE, "0.998", 1, ROLES.format(0.3)),
-            "negatives": Run(1300, "32", "2e-3 Muon, 1e-3 AdamW, cosine, 50 steps of warm-up", "0.998", 0, NEGATIVES),
             "mask_decoder": Run(3000, "16 masks", "1e-2, cosine, 100 steps of warm-up", "none", 0, "–"),
         },
     ),

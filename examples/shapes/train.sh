@@ -37,15 +37,7 @@ roles=(--train_batch_size 48 --lr_scheduler cosine --lr_warmup_steps 100 --check
 "${launch[@]}" train_scripts/train_jdm_cogvideox.py --pretrained_model_name_or_path $out/roles \
     --train_data_dir $out/jdm_latents --output_dir $out/roles_longer "${joint[@]}" "${roles[@]}" --seed 1 \
     --max_train_steps 3000 --segment_probability 0.3 --layout_probability 0.3
-# Clips in which one word does not tell objects apart, and texts for what is not there: masks learn to read every word
-"$bin/python" examples/shapes/make_dataset.py --output_dir $out/dataset_confusable --num_clips 2000 --confusable 0.5 --num_negatives 8
-"${launch[@]}" train_scripts/precompute_latents.py --pretrained_model_name_or_path $base --train_data_dir $out/dataset_confusable \
-    --output_dir $out/jdm_latents_confusable "${precompute[@]}" --num_subsets 3 --num_negatives 4
-"${launch[@]}" examples/shapes/train_joint.py --pretrained_model_name_or_path $out/roles_longer \
-    --train_data_dir $out/jdm_latents_confusable --output_dir $out/negatives "${joint[@]}" \
-    --train_batch_size 32 --max_train_steps 1300 --lr_scheduler cosine --lr_warmup_steps 50 --checkpointing_steps 200 \
-    --validation_steps 500 --segment_probability 0.55 --layout_probability 0.1 --negative_probability 0.5
-"$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/negatives --train_data_dir $out/dataset \
+"$bin/python" train_scripts/train_mask_decoder.py --pretrained_model_name_or_path $out/roles_longer --train_data_dir $out/dataset \
     --output_dir $out/mask_decoder --disable_vae_tiling --mixed_precision "$precision" --resume_from_checkpoint latest
 if [[ ${2:-} == joint ]]; then
     exit

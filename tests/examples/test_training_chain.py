@@ -47,21 +47,14 @@ def chain_of(tmp_path_factory):
         return folder
 
     def train(name, folder, *flags):
-        script = (
-            "examples/shapes/train_joint.py"
-            if "--negative_probability" in flags
-            else f"train_scripts/train_jdm_{name}.py"
-        )
-        run_script(script, "--train_data_dir", folder / "jdm_latents", *STEPS, *flags)
+        run_script(f"train_scripts/train_jdm_{name}.py", "--train_data_dir", folder / "jdm_latents", *STEPS, *flags)
 
     def add_roles(name, folder):
         roles = ["--segment_probability", 0.4, "--layout_probability", 0.4, "--max_train_steps", 1]
-        negatives = ["--negative_probability", 0.5, *roles]
-        stages = ("joint", "roles", roles), ("roles", "roles_longer", roles), ("roles_longer", "negatives", negatives)
-        for start, end, flags in stages:
+        for start, end, share in (("joint", "roles", 0), ("roles", "roles_longer", 0.5)):
             folders = ["--pretrained_model_name_or_path", folder / start, "--output_dir", folder / end]
-            train(name, folder, *folders, *flags)
-        decoder = ["--pretrained_model_name_or_path", folder / "negatives", "--train_data_dir", folder / "dataset"]
+            train(name, folder, *folders, *roles, "--negative_probability", share)
+        decoder = ["--pretrained_model_name_or_path", folder / "roles_longer", "--train_data_dir", folder / "dataset"]
         decoder += ["--output_dir", folder / "mask_decoder", "--max_train_steps", 2, "--train_batch_size", 2]
         decoder += ["--hidden_channels", 8, "--num_layers", 1, "--heldout_samples", 1, "--pool_size", 4]
         run_script("train_scripts/train_mask_decoder.py", *decoder, "--disable_vae_tiling")
@@ -159,7 +152,7 @@ def test_what_is_shipped_is_measured_and_its_cards_say_so(out, base_name):
 
 @pytest.mark.parametrize("base_name", ["cogvideox"])
 def test_what_has_roles_is_measured_in_all_directions(out, tmp_path):
-    joint = out / "negatives"
+    joint = out / "roles_longer"
     run_script("benchmarks/bench_roles.py", "--joint", joint, *SAMPLING, cwd=tmp_path)
     report = json.loads((tmp_path / "outputs/bench/roles.json").read_text())
     assert {"joint", "segment_iou", "clamp_iou", "layout_iou", "per_object_iou", "versions"} <= report.keys()

@@ -75,7 +75,7 @@ class Trainer:
 
         model = getattr(base.pipe, base.component)
         adapt_to_engine(config, accelerator, model)
-        optimizer = self.build_optimizer(model)
+        optimizer = build_optimizer(config, [p for p in model.parameters() if p.requires_grad])
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.lr_scheduler = build_lr_scheduler(config, innermost(self.optimizer))
         accelerator.register_for_checkpointing(NoState())
@@ -86,10 +86,6 @@ class Trainer:
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
         model = self.accelerator.unwrap_model(self.model)
         return [p for p in model.parameters() if p.requires_grad]
-
-    def build_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """For those who want another one."""
-        return build_optimizer(self.config, [p for p in model.parameters() if p.requires_grad])
 
     def build_ema(self) -> EMAModel:
         ema = EMAModel(self.trainable_parameters(), decay=self.config.ema_decay, use_ema_warmup=True)
