@@ -10,6 +10,7 @@ from small_scripts import SHAPES, run_script, script
 
 from diffusers_jdm.samples.latents import LatentSource
 
+pytestmark = pytest.mark.slow  # tests/examples/test_training_chain.py runs the stages before
 ablation, summarise, sources = script("run"), script("summarise"), script("sources")
 
 SMALL = ["--max_train_steps", 2, "--validation_steps", 1, "--train_batch_size", 2, "--num_inference_steps", 2]

@@ -62,11 +62,15 @@ def chain_of(tmp_path_factory):
     return make
 
 
+BASES = pytest.mark.parametrize("base_name", ["cogvideox", pytest.param("modelscope", marks=pytest.mark.slow)])
+
+
 @pytest.fixture
 def out(chain_of, base_name):
     return chain_of(base_name)
 
 
+@BASES
 def test_the_chain_ends_in_a_joint_pipeline(out, base_name):
     base = base_named(base_name)
     pipe = DiffusionPipeline.from_pretrained(out / "joint")
@@ -79,6 +83,7 @@ def test_the_chain_ends_in_a_joint_pipeline(out, base_name):
     assert 0.7 < load_file(clips)["latents"].float().std() < 1.4
 
 
+@BASES
 def test_words_are_whole_tokens(out):
     tokenizer = DiffusionPipeline.from_pretrained(out / "base/pipeline").tokenizer
     words = [token.strip("▁").removesuffix("</w>") for token in tokenizer.tokenize("A red circle, moving left.")]
@@ -115,6 +120,7 @@ def ship(name, out, *flags):
     run_script("examples/shapes/ship.py", "--base_name", name, *target, *flags)
 
 
+@BASES
 def test_what_is_shipped_is_measured_and_its_cards_say_so(out, base_name):
     shipped = SHIPPED[base_name]
     ship(base_name, out)

@@ -97,7 +97,9 @@ def test_a_run_in_bf16_with_gradient_checkpointing(base_name, data, flags, run):
     assert not joint or output.masks.shape == output.frames.shape[:-1]
     if roles:
         own = {name: call[name] for name in ("max_sequence_length",) if name in call}
-        masks = pipe.segment(output.frames, "a red circle", 16, 16, 1, output_type="np", **own)
+        masks = pipe.segment(
+            output.frames, "a red circle", height=16, width=16, num_inference_steps=1, output_type="np", **own
+        )
         assert masks.shape == output.frames.shape[:-1]
 
 

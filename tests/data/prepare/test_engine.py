@@ -30,6 +30,7 @@ exec "$@"
 """
 
 
+@pytest.mark.slow
 def test_slurm_does_what_this_process_does(tmp_path, monkeypatch):
     """Two stages of it: each task is a process of its own, which has to load everything first."""
     slurm, videos = tmp_path / "slurm", tmp_path / "videos"
