@@ -117,7 +117,7 @@ def fsdp2(new_runs):
     return new_runs("fsdp2", with_common=True).on_two_processes("fsdp2", CPU_AS_GPU="1")
 
 
-@pytest.fixture(params=["ddp", "fsdp2"])
+@pytest.fixture(params=["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def two(request):
     """The runs on two processes, with either engine."""
     return request.getfixturevalue(request.param)
@@ -162,6 +162,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(one, two, name):
         assert {line["lr"] for line in log} == {1e-3 / 3, 2e-3 / 3, 1e-3}
 
 
+@pytest.mark.slow
 def test_the_engine_is_the_one_of_the_configuration(ddp, fsdp2):
     assert {report["engine"] for report in processes(ddp / "plain")} == {"MULTI_CPU"}
     report = processes(fsdp2 / "plain")[1]
@@ -187,6 +188,7 @@ def test_one_process_goes_on_with_what_two_began(ddp, one, new_runs):
     assert largest_difference(one / "plain", runs.on_one_process() / "plain") < TOLERANCE
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_with_both_engines(ddp, fsdp2):
     """One process and two cannot be compared."""
     assert_same_log(ddp / "modelscope", fsdp2 / "modelscope")

@@ -49,6 +49,7 @@ def prepared(annotator, tmp_path, train_script, plain_folder):
 
 
 @base_cogvideox
+@pytest.mark.slow
 def test_davis_clips_by_the_importer(prepared):
     """Captions and masks are there, so that only the regional captions, the embeddings and the CMI need models."""
     nothing = [f"{stage}.model=nowhere" for stage in ("caption", "boxes", "tracks")]

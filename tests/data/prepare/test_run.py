@@ -221,6 +221,7 @@ def test_videos_that_were_moved_are_found_again(videos, tmp_path):
     assert verdicts_of(out)["clip-0"]["error"].endswith("clip-0.mp4 is missing")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_a_line(videos, tmp_path):
     with pytest.raises(ModelError, match="a worker of the stage caption was killed"):
         prepare(videos, tmp_path, settings(backend("caption", "kills_its_process")), workers=2)
