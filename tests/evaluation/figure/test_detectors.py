@@ -45,6 +45,7 @@ def test_exact_masks_are_the_rendered_ones_of_what_is_named():
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.slow
 def test_boxes_and_tracks_are_those_of_prepare(prompt, models, monkeypatch):
     objects = list(prompt.objects or [prompt.text])
     find_boxes = GroundingDinoBoxes(settings.BoxSettings(model=str(models / "dino"), threshold=0.0))

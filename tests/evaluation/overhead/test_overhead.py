@@ -146,6 +146,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_shipped_checkpoint_end_to_end(tmp_path, capsys):
     shapes, output = ROOT / "examples" / "shapes", tmp_path / "overhead.json"
     flags = ("--turns", 2, "--num_inference_steps", 1, "--output", output)
