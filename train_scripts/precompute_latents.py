@@ -209,6 +209,8 @@ def main(args):
     configs = read_base(args)
     size = {name: getattr(args, name) for name in ("num_frames", "height", "width")}
     source = open_videos(args.train_data_dir, configs, size, args.regional_signal)
+    if args.num_negatives and not source.has_negatives:
+        raise TrainingError(f"--num_negatives: the manifest in {args.train_data_dir} has no column 'negatives'.")
     if state.is_main_process:
         as_training_error(check_clips, folder, source.ids)
     make_output_dir(folder)

@@ -1,4 +1,4 @@
-"""In which precision this CPU trains the small world: bf16, or fp32 where it would only imitate bf16, 100 times slower.
+"""In which precision this CPU trains the small world: bf16, or fp32 where it would only imitate bf16, which is far slower.
 
 python examples/shapes/precision.py     # what --mixed_precision takes
 """

@@ -13,7 +13,7 @@ def choose_candidates(pipe: DiffusionPipeline, candidates: int, **arguments: Any
     """What `pipe(..., candidates=N)` does: N calls with one candidate, whose videos come back sorted.
 
     Args:
-        candidates: how many videos a prompt gets, one call after the other, so that memory is that of one.
+        candidates: how many videos a prompt gets, one call after the other. All of them are kept until the end.
         arguments: of the call. A generator goes on from candidate to candidate. What is looked for in a video are its
             `objects`, or else what the prompt names as a whole.
 

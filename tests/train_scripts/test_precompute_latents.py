@@ -377,6 +377,7 @@ REFUSED = {
         r"holds latents of other clips \(clip-0 .*: take another folder",
     ),
     "height": (None, ("--height", 20), "height must be a multiple of 16"),
+    "no negatives": (None, ("--num_negatives", 2), r"--num_negatives: the manifest in .* has no column 'negatives'"),
     "other subsets": (None, ("--num_subsets", 2), r"other settings \(num_subsets 4, not 2\): take another folder"),
 }  # fmt: skip
 

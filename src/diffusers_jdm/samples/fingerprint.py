@@ -48,7 +48,7 @@ def clip_key(
     texts = [row["caption"], [region["caption"] for region in row["regions"]]]
     parts = [settings, row["id"], row["frame_index"], row["height"], row["width"], texts, row["cmi"]]
     if settings.get("num_negatives"):
-        parts.append(row["negatives"])
+        parts.append(row.get("negatives"))
     digest.update(json.dumps(parts).encode())
     for region in row["regions"]:
         for counts in region["rle"]:
